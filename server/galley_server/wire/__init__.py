@@ -1,0 +1,1 @@
+"""The official wire shapes, as frozen models. No I/O here."""
