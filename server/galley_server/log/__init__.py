@@ -1,0 +1,1 @@
+"""The append-only log: rows, the store that keeps them, and everything folded from them."""
