@@ -52,7 +52,7 @@ from galley_server.demo.rules import load_rules
 from galley_server.demo.script import ScriptExhausted
 from galley_server.demo.shape import read_request
 from galley_server.demo.transcript import JSON, Request
-from galley_server.errors import InvalidRequest, NotFound, RequestError, TooLarge, Unauthenticated
+from galley_server.errors import ConfigError, InvalidRequest, NotFound, RequestError, TooLarge, Unauthenticated
 from galley_server.ids import new_id
 
 MAX_BODY: Final = 32 * 1024 * 1024
@@ -466,7 +466,11 @@ def main() -> None:
     which.add_argument("--script", metavar="FILE.json")
     which.add_argument("--analyst", action="store_true", help="the rule-based data analyst of the demo")
     arguments = parser.parse_args()
-    asyncio.run(_serve_until_signalled(_brain(arguments), arguments.host, arguments.port))
+    try:
+        brain = _brain(arguments)
+    except ConfigError as error:
+        parser.error(error.message)
+    asyncio.run(_serve_until_signalled(brain, arguments.host, arguments.port))
 
 
 if __name__ == "__main__":

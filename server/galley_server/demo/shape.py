@@ -40,7 +40,7 @@ _COUNTED: Final = frozenset(
         "compaction",
     }
 )
-_CREATED: Final = _COUNTED | frozenset(
+CREATED: Final = _COUNTED | frozenset(
     {
         "container",
         "diagnostics",
@@ -104,7 +104,7 @@ _RESULT_BLOCKS: Final = frozenset(
         "browser_state",
     }
 )
-_TOOL_FIELDS: Final = frozenset(
+TOOL_FIELDS: Final = frozenset(
     {
         "allowed_callers",
         "cache_control",
@@ -127,7 +127,7 @@ def read_request(body: JSON, *, betas: bool, counting: bool = False) -> Request:
     """Check every field and return what the body says; `counting` is the smaller body of `count_tokens`."""
     if not isinstance(body, dict):
         raise InvalidRequest("Input should be a valid dictionary or object to extract fields from")
-    _known_fields(body, _COUNTED if counting else _CREATED, betas=betas)
+    _known_fields(body, _COUNTED if counting else CREATED, betas=betas)
     max_tokens = 0 if counting else _max_tokens(body)
     model = _field(body, "model")
     if not isinstance(model, str):
@@ -256,7 +256,7 @@ def _tools(value: JSON) -> tuple[str, ...]:
 
 def _custom_tool(tool: Mapping[str, JSON], path: str) -> str:
     for name in tool:
-        if name not in _TOOL_FIELDS:
+        if name not in TOOL_FIELDS:
             raise InvalidRequest(f"{path}{name}: Extra inputs are not permitted")
     tool_name = _text(tool, "name", path)
     if not tool_name:
@@ -277,7 +277,7 @@ def _custom_tool(tool: Mapping[str, JSON], path: str) -> str:
 def _input_schema(schema: Mapping[str, JSON], path: str) -> None:
     if not {"oneOf", "allOf", "anyOf"}.isdisjoint(schema):
         raise InvalidRequest(f"{path}: input_schema does not support oneOf, allOf, or anyOf at the top level")
-    properties = schema.get("properties") or {}
+    properties = {} if schema.get("properties") is None else schema["properties"]
     if not isinstance(properties, dict) or not all(isinstance(each, dict | bool) for each in properties.values()):
         raise InvalidRequest(f"{path}: JSON schema is invalid. It must match JSON Schema draft 2020-12")
     for name in properties:
@@ -285,7 +285,7 @@ def _input_schema(schema: Mapping[str, JSON], path: str) -> None:
             raise InvalidRequest(
                 f"{path}.properties: Property keys should match pattern '^[a-zA-Z0-9_.-]{{1,64}}$' ({name!r} does not)"
             )
-    required = schema.get("required") or []
+    required = [] if schema.get("required") is None else schema["required"]
     if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
         raise InvalidRequest(f"{path}: JSON schema is invalid. It must match JSON Schema draft 2020-12")
 
