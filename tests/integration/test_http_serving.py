@@ -1,0 +1,107 @@
+"""The server around the app: its address, its Unix socket, and an end that open streams cannot delay."""
+
+import asyncio
+import socket
+import stat
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import httpx2
+import pytest
+from galley_server.errors import ConfigError
+from galley_server.http.serving import serve
+from galley_server.http.sse import OPENING
+from galley_server.http.stream import EventStream, Frame, Pace
+from starlette.types import Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+
+class Silent:
+    """An app whose every answer is an event stream without events, or one that ignores the server's end."""
+
+    def __init__(self, *, stubborn: bool = False) -> None:
+        self.closing = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self._stubborn = stubborn
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        closing = asyncio.Event() if self._stubborn else self.closing
+        try:
+            await EventStream(nothing(), closing=closing, request_id="req_1", pace=Pace())(scope, receive, send)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+async def nothing() -> AsyncGenerator[Frame]:
+    for item in await asyncio.Queue[list[Frame]]().get():
+        yield item
+
+
+async def test_a_free_port_is_found_and_told() -> None:
+    app = Silent()
+    async with asyncio.timeout(10), serve(app, host="127.0.0.1", port=0, closing=app.closing) as address:
+        assert address.port > 0
+        async with httpx2.AsyncClient() as client, client.stream("GET", address.url) as response:
+            assert response.status_code == 200
+
+
+async def test_open_streams_end_with_the_server_and_end_whole() -> None:
+    app, clients = Silent(), []
+    async with asyncio.timeout(10), httpx2.AsyncClient(timeout=10) as client:
+        async with serve(app, host="127.0.0.1", port=0, closing=app.closing) as address:
+            for _ in range(5):
+                clients.append(await client.send(client.build_request("GET", address.url), stream=True))
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 2
+        for response in clients:
+            assert await response.aread() == OPENING
+            await response.aclose()
+
+
+async def test_a_request_that_will_not_end_is_cut_off_in_time() -> None:
+    app = Silent(stubborn=True)
+    async with asyncio.timeout(10), httpx2.AsyncClient(timeout=10) as client:
+        async with serve(app, host="127.0.0.1", port=0, closing=app.closing, grace_s=1) as address:
+            response = await client.send(client.build_request("GET", address.url), stream=True)
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 3
+        await app.cancelled.wait()
+        await response.aclose()
+
+
+async def test_the_unix_socket_serves_the_owner_only_and_leaves_with_the_server(tmp_path: Path) -> None:
+    app, path = Silent(), tmp_path / "run" / "galley.sock"
+    path.parent.mkdir()
+    path.write_text("left by a server that is dead")
+    transport = httpx2.AsyncHTTPTransport(uds=str(path))
+    async with asyncio.timeout(10), httpx2.AsyncClient(transport=transport) as client:
+        async with serve(app, host="127.0.0.1", port=0, closing=app.closing, uds=path):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            async with client.stream("GET", "http://galley/") as response:
+                assert response.status_code == 200
+        assert not path.exists()
+
+
+async def test_a_port_in_use_is_a_configuration_error_that_names_it() -> None:
+    app = Silent()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}: .*--port"):
+            async with serve(app, host="127.0.0.1", port=port, closing=app.closing):
+                pass
+
+
+async def test_a_host_that_is_not_here_is_a_configuration_error() -> None:
+    app = Silent()
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1"):
+        async with serve(app, host="192.0.2.1", port=0, closing=app.closing):
+            pass
+
+
+async def test_what_the_block_raises_leaves_as_it_was() -> None:
+    app = Silent()
+    with pytest.raises(ZeroDivisionError):
+        async with asyncio.timeout(10), serve(app, host="127.0.0.1", port=0, closing=app.closing):
+            raise ZeroDivisionError
