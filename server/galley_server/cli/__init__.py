@@ -1,0 +1,1 @@
+"""The subcommands of `galley`, one module each: arguments in, exit status out. The work is done elsewhere."""
