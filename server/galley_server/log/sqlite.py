@@ -1,0 +1,329 @@
+"""The store over SQLite: rows, heads, leases, large content, tombstones and summaries in one transaction."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final, Generic, Self, TypeVar
+
+import anyio.to_thread
+
+from galley_server.errors import AppendConflict, ConfigError, LeaseLost, NotFound
+from galley_server.log import blobs
+from galley_server.log.chain import GENESIS, ChainKey
+from galley_server.log.database import Database
+from galley_server.log.instant import from_micros, to_micros
+from galley_server.log.row import MAX_SEQ, Draft, Head, HeadMark, Row, Tombstone
+from galley_server.log.store import Deleted, Grown, Notice, SummaryCodec, SummaryPage, SummaryQuery, Watcher
+from galley_server.log.summary_table import SummaryTable
+from galley_server.log.verify import Verified, verify
+
+S = TypeVar("S")
+
+_FIND: Final = """
+SELECT sessions.pk, seq, hash, at, epoch, summaries.data
+FROM sessions LEFT JOIN summaries ON summaries.session = sessions.pk WHERE sessions.id = ?
+"""
+_ADD_SESSION: Final = "INSERT INTO sessions (id, seq, hash, at, signature) VALUES (?, 0, ?, 0, ?) RETURNING pk"
+_ADD_ROW: Final = "INSERT INTO rows (pk, id, type, at, hash, cuts, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_MOVE_HEAD: Final = "UPDATE sessions SET seq = ?, hash = ?, at = ?, signature = ? WHERE pk = ?"
+_ADD_TOMBSTONE: Final = """
+INSERT INTO tombstones (session_id, session, seq, hash, at, caller, signature) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+_COLUMNS: Final = "pk, id, type, at, cuts, body"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """A session as an append finds it."""
+
+    pk: int
+    seq: int
+    hash: bytes
+    at: int
+    epoch: int
+    summary: bytes | None
+
+    @property
+    def first_pk(self) -> int:
+        return self.pk << 32
+
+    def check(self, session_id: str, *, fence: int | None, expected: int | None) -> None:
+        """Raise unless an append may be added here. The lease comes first: who lost it has nothing to decide again."""
+        if fence is not None and fence != self.epoch:
+            raise LeaseLost(session_id, fence=fence, epoch=self.epoch)
+        if expected is not None and expected != self.seq:
+            raise AppendConflict(session_id, expected=expected, actual=self.seq)
+
+
+class SqliteStore(Generic[S]):
+    """The Store port over a Database. It keeps nothing in memory: what a crash leaves is what it goes on with."""
+
+    def __init__(
+        self, database: Database, key: ChainKey, codec: SummaryCodec[S], *, clock: Callable[[], datetime]
+    ) -> None:
+        self._database = database
+        self._key = key
+        self._codec = codec
+        self._table = SummaryTable(codec)
+        self._clock = clock
+        self._watchers: list[Watcher] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        database: Database,
+        key: ChainKey,
+        codec: SummaryCodec[S],
+        *,
+        clock: Callable[[], datetime] = _now,
+    ) -> AsyncIterator[Self]:
+        """Fold the summaries anew if the codec changed. Raises ConfigError when the store has another key."""
+        store = cls(database, key, codec, clock=clock)
+        version = await database.write(store._claim)
+        if version != codec.version:
+            await store.rebuild_summaries()
+        yield store
+
+    def watch(self, watcher: Watcher) -> None:
+        self._watchers.append(watcher)
+
+    async def append(
+        self, session_id: str, drafts: Sequence[Draft], *, fence: int | None = None, expected: int | None = None
+    ) -> list[Row]:
+        if not drafts:
+            raise ValueError("an append has at least one draft")
+        if any(len(draft.body) > blobs.LIMIT for draft in drafts):
+            # Hashing megabytes takes milliseconds that neither the event loop nor the writer has.
+            cuts = await anyio.to_thread.run_sync(_cut_all, drafts)
+        else:
+            cuts = [blobs.Cut(draft.body, None, ()) for draft in drafts]
+        return await self._database.write(
+            lambda connection: self._append(connection, session_id, drafts, cuts, fence, expected),
+            committed=lambda rows: self._tell(Grown(session_id, tuple(rows))),
+        )
+
+    async def read(
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        limit: int | None = None,
+        types: Collection[str] | None = None,
+        newest_first: bool = False,
+    ) -> list[Row]:
+        def read(connection: sqlite3.Connection) -> list[Row]:
+            first = _find(connection, session_id).first_pk
+            last = first + (MAX_SEQ if before is None else min(before - 1, MAX_SEQ))
+            sql, values = _range(first + max(after, 0) + 1, last, limit, types, newest_first=newest_first)
+            return _rows(connection, first, connection.execute(sql, values).fetchall())
+
+        return await self._database.read(read)
+
+    async def seq_of(self, session_id: str, event_id: str) -> int | None:
+        def find(connection: sqlite3.Connection) -> int | None:
+            first = _find(connection, session_id).first_pk
+            found: int | None
+            (found,) = connection.execute(
+                "SELECT min(pk) FROM rows WHERE id = ? AND pk BETWEEN ? AND ?", (event_id, first, first + MAX_SEQ)
+            ).fetchone()
+            return None if found is None else found - first
+
+        return await self._database.read(find)
+
+    async def head(self, session_id: str) -> Head:
+        session = await self._database.read(lambda connection: _find(connection, session_id))
+        return Head(session.seq, session.hash, session.epoch)
+
+    async def take_lease(self, session_id: str) -> int:
+        def take(connection: sqlite3.Connection) -> int:
+            epoch: int
+            (epoch,) = connection.execute(
+                "UPDATE sessions SET epoch = epoch + 1 WHERE pk = ? RETURNING epoch",
+                (_find(connection, session_id).pk,),
+            ).fetchone()
+            return epoch
+
+        return await self._database.write(take)
+
+    async def delete(self, session_id: str, *, caller: str) -> Tombstone:
+        return await self._database.write(
+            lambda connection: self._delete(connection, session_id, caller),
+            committed=lambda stone: self._tell(Deleted(stone.session_id)),
+        )
+
+    async def verify(self, session_id: str, head: HeadMark | None = None) -> Verified:
+        """Walk the chain of a session, or check its tombstone. Raises ChainBroken at the first thing that is not as it
+        was written, NotFound if there never was such a session."""
+        return await self._database.read(lambda connection: verify(connection, self._key, session_id, head))
+
+    async def summary(self, session_id: str) -> S:
+        data = await self._database.read(lambda connection: _find(connection, session_id).summary)
+        if data is None:
+            raise NotFound(f"{session_id} has no summary")
+        return self._codec.decode(data)
+
+    async def summaries(self, query: SummaryQuery) -> SummaryPage[S]:
+        return await self._database.read(lambda connection: self._table.page(connection, query))
+
+    async def rebuild_summaries(self) -> int:
+        sessions = await self._database.read(
+            lambda connection: connection.execute("SELECT id FROM sessions ORDER BY pk").fetchall()
+        )
+        # One session at a time: others can write in between, and what they append is in the fold of its session.
+        rebuilt = 0
+        for (session_id,) in sessions:
+            rebuilt += await self._database.write(partial(self._rebuild, session_id))
+        await self._database.write(self._note_version)
+        return rebuilt
+
+    def _append(
+        self,
+        connection: sqlite3.Connection,
+        session_id: str,
+        drafts: Sequence[Draft],
+        cuts: Sequence[blobs.Cut],
+        fence: int | None,
+        expected: int | None,
+    ) -> list[Row]:
+        try:
+            session = _find(connection, session_id)
+        except NotFound:
+            if expected != 0 or _is_deleted(connection, session_id):
+                raise
+            session = self._begin(connection, session_id)
+        session.check(session_id, fence=fence, expected=expected)
+        at = max(to_micros(self._clock()), session.at)  # a clock that is set back does not reorder the log
+        moment = from_micros(at)
+        seq, chained = session.seq, session.hash
+        rows: list[Row] = []
+        stored: list[tuple[object, ...]] = []
+        for draft, cut in zip(drafts, cuts, strict=True):
+            seq += 1
+            chained = self._key.row_hash(chained, session_id, seq, draft.id, draft.type, at, cut.cuts, cut.body)
+            stored.append((session.first_pk + seq, draft.id, draft.type, at, chained, cut.cuts, cut.body))
+            rows.append(Row(seq, draft.id, draft.type, draft.body, moment))
+            if cut.blobs:
+                _keep(connection, session.pk, cut.blobs)
+        connection.executemany(_ADD_ROW, stored)
+        signature = self._key.sign_head(session_id, seq, chained)
+        connection.execute(_MOVE_HEAD, (seq, chained, at, signature, session.pk))
+        self._table.add(connection, session.pk, session_id, session.summary, rows)
+        return rows
+
+    def _begin(self, connection: sqlite3.Connection, session_id: str) -> _Session:
+        signature = self._key.sign_head(session_id, 0, GENESIS)
+        (pk,) = connection.execute(_ADD_SESSION, (session_id, GENESIS, signature)).fetchone()
+        return _Session(pk, 0, GENESIS, 0, 0, None)
+
+    def _delete(self, connection: sqlite3.Connection, session_id: str, caller: str) -> Tombstone:
+        session = _find(connection, session_id)
+        at = max(to_micros(self._clock()), session.at)
+        stone = Tombstone(session_id, session.seq, session.hash, from_micros(at), caller)
+        signature = self._key.sign_tombstone(stone, at)
+        connection.execute(_ADD_TOMBSTONE, (session_id, session.pk, session.seq, session.hash, at, caller, signature))
+        used = connection.execute("SELECT hash FROM blob_uses WHERE session = ?", (session.pk,)).fetchall()
+        connection.execute("DELETE FROM rows WHERE pk BETWEEN ? AND ?", (session.first_pk, session.first_pk + MAX_SEQ))
+        connection.execute("DELETE FROM blob_uses WHERE session = ?", (session.pk,))
+        connection.executemany(
+            "DELETE FROM blobs WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM blob_uses WHERE hash = ?1)", used
+        )
+        connection.execute("DELETE FROM summaries WHERE session = ?", (session.pk,))
+        connection.execute("DELETE FROM sessions WHERE pk = ?", (session.pk,))
+        return stone
+
+    def _rebuild(self, session_id: str, connection: sqlite3.Connection) -> int:
+        try:
+            session = _find(connection, session_id)
+        except NotFound:  # deleted since it was listed
+            return 0
+        sql, values = _range(session.first_pk, session.first_pk + MAX_SEQ, None, None, newest_first=False)
+        rows = _rows(connection, session.first_pk, connection.execute(sql, values).fetchall())
+        self._table.add(connection, session.pk, session_id, None, rows)
+        return 1
+
+    def _claim(self, connection: sqlite3.Connection) -> int:
+        """Make sure the key is the store's own, and return the version of its summaries."""
+        facts = dict(connection.execute("SELECT name, value FROM log_facts").fetchall())
+        if not facts:
+            connection.execute("INSERT INTO log_facts VALUES ('key', ?)", (self._key.fingerprint,))
+            self._note_version(connection)
+            return self._codec.version
+        if facts["key"] != self._key.fingerprint:
+            raise ConfigError(
+                "the key of the log is not the one this store was written with: put the right key file back"
+            )
+        return int(facts["summaries"])
+
+    def _note_version(self, connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "INSERT INTO log_facts VALUES ('summaries', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (str(self._codec.version).encode(),),
+        )
+
+    def _tell(self, notice: Notice) -> None:
+        for watcher in self._watchers:
+            watcher(notice)
+
+
+def _cut_all(drafts: Sequence[Draft]) -> list[blobs.Cut]:
+    return [blobs.cut(draft.body) for draft in drafts]
+
+
+def _find(connection: sqlite3.Connection, session_id: str) -> _Session:
+    found = connection.execute(_FIND, (session_id,)).fetchone()
+    if found is None:
+        raise NotFound(f"Session {session_id} was not found.")
+    return _Session(*found)
+
+
+def _is_deleted(connection: sqlite3.Connection, session_id: str) -> bool:
+    found = connection.execute("SELECT 1 FROM tombstones WHERE session_id = ?", (session_id,)).fetchone()
+    return found is not None
+
+
+def _keep(connection: sqlite3.Connection, session: int, contents: Iterable[blobs.Blob]) -> None:
+    for blob in contents:
+        connection.execute("INSERT INTO blobs (hash, content) VALUES (?, ?)", (blob.hash, blob.content))
+        connection.execute("INSERT OR IGNORE INTO blob_uses (session, hash) VALUES (?, ?)", (session, blob.hash))
+
+
+def _range(
+    first: int, last: int, limit: int | None, types: Collection[str] | None, *, newest_first: bool
+) -> tuple[str, list[str | int]]:
+    """Return the statement for the rows of a range of keys. It is made of fixed pieces; every value is a parameter."""
+    order = f"ORDER BY pk {'DESC' if newest_first else 'ASC'} LIMIT ?"
+    most = -1 if limit is None else limit
+    if types is None:
+        return f"SELECT {_COLUMNS} FROM rows WHERE pk BETWEEN ? AND ? {order}", [first, last, most]
+    # The first of each type by the index, then the first of them all: no row is touched that is not of these types.
+    wanted = sorted(types)
+    one = f"SELECT pk FROM (SELECT pk FROM rows WHERE type = ? AND pk BETWEEN ? AND ? {order})"
+    union = " UNION ALL ".join([one] * len(wanted)) or "SELECT NULL"
+    values: list[str | int] = [value for type in wanted for value in (type, first, last, most)]
+    return f"SELECT {_COLUMNS} FROM rows WHERE pk IN ({union}) {order}", [*values, most]
+
+
+def _rows(
+    connection: sqlite3.Connection, first: int, found: list[tuple[int, str, str, int, str | None, bytes]]
+) -> list[Row]:
+    contents = _contents(connection, [cuts for _, _, _, _, cuts, _ in found if cuts is not None])
+    return [
+        Row(pk - first, id, type, body if cuts is None else blobs.join(body, cuts, contents), from_micros(at))
+        for pk, id, type, at, cuts, body in found
+    ]
+
+
+def _contents(connection: sqlite3.Connection, cuts: Iterable[str]) -> dict[bytes, bytes]:
+    names = {name for text in cuts for name in blobs.hashes(text)}
+    return {
+        name: connection.execute("SELECT content FROM blobs WHERE hash = ?", (name,)).fetchone()[0] for name in names
+    }

@@ -1,0 +1,104 @@
+"""The cached summaries: their columns, their pages. Functions of a connection, run by the store on its threads."""
+
+import sqlite3
+from typing import Final, Generic, TypeVar
+
+from galley_server.log.instant import from_micros, to_micros
+from galley_server.log.row import Row
+from galley_server.log.store import Summarised, SummaryCodec, SummaryPage, SummaryPosition, SummaryQuery
+
+S = TypeVar("S")
+
+_PUT: Final = """
+INSERT INTO summaries (session, session_id, status, agent_id, agent_version, created_at, archived, data)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (session) DO UPDATE SET
+    status = excluded.status, agent_id = excluded.agent_id, agent_version = excluded.agent_version,
+    created_at = excluded.created_at, archived = excluded.archived, data = excluded.data
+"""
+
+
+class SummaryTable(Generic[S]):
+    def __init__(self, codec: SummaryCodec[S]) -> None:
+        self._codec = codec
+
+    def add(
+        self, connection: sqlite3.Connection, session: int, session_id: str, data: bytes | None, rows: list[Row]
+    ) -> None:
+        """Fold rows onto the summary as it is stored, and store it."""
+        codec = self._codec
+        summary = None if data is None else codec.decode(data)
+        for row in rows:
+            summary = codec.summarise(summary, row)
+        if summary is None:
+            return
+        columns = codec.to_columns(summary)
+        connection.execute(
+            _PUT,
+            (
+                session,
+                session_id,
+                columns.status,
+                columns.agent_id,
+                columns.agent_version,
+                to_micros(columns.created_at),
+                columns.archived,
+                codec.encode(summary),
+            ),
+        )
+
+    def page(self, connection: sqlite3.Connection, query: SummaryQuery) -> SummaryPage[S]:
+        backwards = query.before is not None
+        ascending = (query.order == "asc") != backwards
+        edge = query.before or query.after
+        where, values = _conditions(query, edge, ascending=ascending)
+        direction = "ASC" if ascending else "DESC"
+        # One more than asked for says whether there is a page beyond.
+        found = connection.execute(
+            f"SELECT session_id, created_at, data FROM summaries WHERE {where} "
+            f"ORDER BY created_at {direction}, session_id {direction} LIMIT ?",
+            (*values, query.limit + 1),
+        ).fetchall()
+        more = len(found) > query.limit
+        found = found[: query.limit]
+        if backwards:
+            found.reverse()
+        items = tuple(Summarised(session_id, self._codec.decode(data)) for session_id, _, data in found)
+        if not found:
+            return SummaryPage(items, None, None)
+        first, last = _position(found[0]), _position(found[-1])
+        has_next = more if not backwards else True
+        has_previous = more if backwards else query.after is not None
+        return SummaryPage(items, last if has_next else None, first if has_previous else None)
+
+
+def _conditions(query: SummaryQuery, edge: SummaryPosition | None, *, ascending: bool) -> tuple[str, list[str | int]]:
+    """Return the WHERE clause, made of fixed pieces, and the values of its parameters."""
+    parts: list[str] = ["1"]
+    values: list[str | int] = []
+
+    def where(part: str, *given: str | int) -> None:
+        parts.append(part)
+        values.extend(given)
+
+    if query.statuses:
+        where(f"status IN ({', '.join('?' * len(query.statuses))})", *sorted(query.statuses))
+    if query.agent_id is not None:
+        where("agent_id = ?", query.agent_id)
+    if query.agent_version is not None:
+        where("agent_version = ?", query.agent_version)
+    if not query.include_archived:
+        where("archived = 0")
+    created = query.created
+    for comparison, moment in ((">", created.gt), (">=", created.gte), ("<", created.lt), ("<=", created.lte)):
+        if moment is not None:
+            where(f"created_at {comparison} ?", to_micros(moment))
+    if edge is not None:
+        where(
+            f"(created_at, session_id) {'>' if ascending else '<'} (?, ?)", to_micros(edge.created_at), edge.session_id
+        )
+    return " AND ".join(parts), values
+
+
+def _position(found: tuple[str, int, bytes]) -> SummaryPosition:
+    return SummaryPosition(from_micros(found[1]), found[0])
