@@ -1,11 +1,12 @@
 """Internal rows: what the log must remember and no face shows."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
 from galley_server.wire.agent import SessionAgent
 from galley_server.wire.base import JSON, Timestamp, Wire
+from galley_server.wire.events import StopDetails
 from galley_server.wire.resource import FileResource
 
 
@@ -50,8 +51,9 @@ class Assistant(Wire):
     request_id: str
     blocks: tuple[dict[str, JSON], ...]
     calls: dict[str, str]
-    """`toolu_` id -> event id of the call."""
+    """`toolu_` id -> event id of the call, in block order."""
     stop_reason: str
+    stop_details: StopDetails | None = None
 
 
 class Dispatch(Wire):
@@ -70,10 +72,23 @@ class RetryAt(Wire):
     not_before: Timestamp
 
 
+class TurnFailed(Wire):
+    """The model cannot be asked with success: the turn is dead, and what is queued is flushed."""
+
+    type: Literal["internal.turn_failed"] = "internal.turn_failed"
+
+
+class CallClosed(Wire):
+    """An interrupt ended a custom tool call: there is no official event with which a server answers one."""
+
+    type: Literal["internal.call_closed"] = "internal.call_closed"
+    custom_tool_use_id: str
+
+
 class Archived(Wire):
     type: Literal["internal.archived"] = "internal.archived"
 
 
-Internal: TypeAlias = Annotated[
-    SessionCreated | SessionChanged | Processed | Assistant | Dispatch | RetryAt | Archived, Field(discriminator="type")
-]
+Internal: TypeAlias = (
+    SessionCreated | SessionChanged | Processed | Assistant | Dispatch | RetryAt | TurnFailed | CallClosed | Archived
+)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
@@ -12,7 +12,7 @@ from galley_server.log.row import Row
 from galley_server.wire import events as ev
 from galley_server.wire.agent import SessionAgent
 from galley_server.wire.base import JSON
-from galley_server.wire.content import ResultBlock, UserBlock
+from galley_server.wire.content import ResultBlock, TextBlock, UserBlock
 from galley_server.wire.resource import FileResource
 from galley_server.wire.usage import CacheCreation, SessionUsage
 
@@ -33,15 +33,12 @@ Content: TypeAlias = (
     | ev.StatusTerminated
     | ev.ModelRequestStart
     | ev.ModelRequestEnd
-    | row_types.SessionCreated
-    | row_types.SessionChanged
-    | row_types.Processed
-    | row_types.Assistant
-    | row_types.Dispatch
-    | row_types.RetryAt
-    | row_types.Archived
+    | row_types.Internal
 )
 """The rows that change the state. The others (previews of them, reports, cross-posts) are for readers only."""
+
+INTERRUPTED: Final = TextBlock(text="Tool execution was interrupted before completion. Please retry.")
+"""What the model reads of a call that an interrupt ended. Official wording."""
 
 _CONTENT: TypeAdapter[Content] = TypeAdapter(Annotated[Content, Field(discriminator="type")])
 _FOLDED = frozenset(
@@ -66,6 +63,8 @@ _FOLDED = frozenset(
         "internal.assistant",
         "internal.dispatch",
         "internal.retry",
+        "internal.turn_failed",
+        "internal.call_closed",
         "internal.archived",
     }
 )
@@ -113,6 +112,7 @@ class AssistantTurn:
     blocks: tuple[dict[str, JSON], ...]
     calls: dict[str, str]
     stop_reason: str
+    stop_details: ev.StopDetails | None = None
 
 
 Turn: TypeAlias = UserTurn | SystemTurn | AssistantTurn
@@ -142,7 +142,10 @@ class SessionState:
     interrupts: list[str] = field(default_factory=list)
     confirmations: list[str] = field(default_factory=list)
     open_request: str | None = None
+    incarnation: str | None = None
+    """The sandbox of the latest dispatch."""
     retry: Retry | None = None
+    failed: bool = False
     rounds: int = 0
     """Model requests that ended in tool calls since the turn opened."""
 
@@ -182,16 +185,7 @@ class SessionState:
             case _:
                 self._fold_internal(content)
 
-    def _fold_internal(
-        self,
-        content: row_types.SessionCreated
-        | row_types.SessionChanged
-        | row_types.Processed
-        | row_types.Assistant
-        | row_types.Dispatch
-        | row_types.RetryAt
-        | row_types.Archived,
-    ) -> None:
+    def _fold_internal(self, content: row_types.Internal) -> None:
         match content:
             case row_types.SessionCreated():
                 self.agent, self.thread_id, self.resources = content.agent, content.thread_id, content.resources
@@ -200,14 +194,18 @@ class SessionState:
                 self.resources = self.resources if content.resources is None else content.resources
             case row_types.Processed(event_id=event_id, dropped=dropped):
                 self._processed(event_id, dropped=dropped)
-            case row_types.Assistant(blocks=blocks, calls=calls, stop_reason=reason):
-                self.transcript.append(AssistantTurn(blocks, calls, reason))
+            case row_types.Assistant(blocks=blocks, calls=calls, stop_reason=reason, stop_details=details):
+                self.transcript.append(AssistantTurn(blocks, calls, reason, details))
                 self.retry = None
                 self.rounds += 1 if calls else 0
             case row_types.Dispatch(tool_use_id=call_id, incarnation=incarnation):
-                self.calls[call_id].incarnation = incarnation
+                self.calls[call_id].incarnation = self.incarnation = incarnation
             case row_types.RetryAt(attempt=attempt, not_before=not_before):
                 self.retry = Retry(attempt, not_before)
+            case row_types.TurnFailed():
+                self.failed = True
+            case row_types.CallClosed(custom_tool_use_id=call_id):
+                self._answer(call_id, (INTERRUPTED,), is_error=True)
             case row_types.Archived():
                 pass
 
@@ -231,6 +229,7 @@ class SessionState:
         if self.running_since is not None:
             self.usage = add_active(self.usage, at - self.running_since)
             self.running_since = None
+        self.failed = False
         match event:
             case ev.StatusRunning():
                 resumed = self.status == "rescheduling" or isinstance(self.stop_reason, ev.RequiresAction)

@@ -1,0 +1,99 @@
+"""What a model's answer becomes in the log. Pure but for the ids."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import ValidationError
+
+from galley_server.brain.drafts import event_draft, internal_draft, request_end, session_error, tool_use
+from galley_server.brain.model import Answer
+from galley_server.ids import new_id
+from galley_server.log import internal
+from galley_server.log.row import Draft
+from galley_server.log.state import AssistantTurn, Turn
+from galley_server.wire import events as ev
+from galley_server.wire.agent import SessionAgent
+from galley_server.wire.base import JSON
+from galley_server.wire.content import TextBlock
+
+_CUT_OFF: Final = {
+    "max_tokens": "The model's answer was cut off at the most output tokens that one request may have.",
+    "model_context_window_exceeded": "The model's answer was cut off: the session fills the model's context window.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EventIds:
+    """Ids that previews have already used for the events to come."""
+
+    request: str
+    message: str
+    thinking: str
+
+
+def called_ids(transcript: Iterable[Turn]) -> frozenset[str]:
+    """Return every `toolu_` id of the transcript."""
+    return frozenset(tool_id for turn in transcript if isinstance(turn, AssistantTurn) for tool_id in turn.calls)
+
+
+def answer_drafts(answer: Answer, agent: SessionAgent, ids: EventIds, taken: frozenset[str]) -> list[Draft]:
+    """Return the rows of a complete answer, its spans's end last. `taken` are the tool ids used before."""
+    refused = answer.stop_reason == "refusal"
+    blocks = () if refused else _with_own_ids(answer.blocks, taken)
+    calls = {str(block["id"]): new_id("sevt") for block in blocks if block.get("type") == "tool_use"}
+    assistant = internal.Assistant(
+        request_id=ids.request,
+        blocks=blocks,
+        calls=calls,
+        stop_reason=answer.stop_reason,
+        stop_details=_stop_details(answer.stop_details) if refused else None,
+    )
+    rows = [internal_draft(assistant)]
+    if any(block.get("type") in ("thinking", "redacted_thinking") for block in answer.blocks):
+        rows.append(event_draft(ev.AgentThinking(id=ids.thinking)))
+    texts = tuple(TextBlock(text=str(block.get("text", ""))) for block in blocks if block.get("type") == "text")
+    if any(block.text.strip() for block in texts):
+        rows.append(event_draft(ev.AgentMessage(id=ids.message, content=texts)))
+    for block in blocks:
+        if block.get("type") == "tool_use":
+            given = block["input"]
+            rows.append(
+                tool_use(agent, calls[str(block["id"])], str(block["name"]), given if isinstance(given, dict) else {})
+            )
+    rows.append(request_end(ids.request, answer.usage, is_error=False))
+    if answer.stop_reason in _CUT_OFF:
+        rows.append(_cut_off(answer.stop_reason))
+    return rows
+
+
+def _with_own_ids(blocks: Iterable[dict[str, JSON]], taken: frozenset[str]) -> tuple[dict[str, JSON], ...]:
+    """The API refuses a doubled tool id, and not every endpoint takes care to make them unique."""
+    seen = set(taken)
+    kept: list[dict[str, JSON]] = []
+    for block in blocks:
+        if block.get("type") == "tool_use":
+            tool_id = str(block.get("id") or "")
+            if not tool_id or tool_id in seen:
+                tool_id = new_id("toolu")
+                block = {**block, "id": tool_id}
+            seen.add(tool_id)
+        kept.append(block)
+    return tuple(kept)
+
+
+def _stop_details(details: Mapping[str, JSON] | None) -> ev.StopDetails:
+    """A category newer than this code is shown as none."""
+    details = details or {}
+    explanation = details.get("explanation")
+    try:
+        return ev.StopDetails.model_validate({"category": details.get("category"), "explanation": explanation})
+    except ValidationError:
+        return ev.StopDetails(explanation=explanation if isinstance(explanation, str) else None)
+
+
+def _cut_off(stop_reason: str) -> Draft:
+    retry = ev.RetryStatus(type="exhausted")
+    return session_error(
+        ev.PlainError(type="model_request_failed_error", message=_CUT_OFF[stop_reason], retry_status=retry)
+    )
