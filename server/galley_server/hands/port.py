@@ -62,9 +62,9 @@ class LiveSessions(Protocol):
 class Hands(Protocol):
     """Executes tool calls, each at most once.
 
-    The order of one call: its agent.tool_use is logged, then `incarnation`, then a dispatch row with that incarnation is
-    logged, then `execute`, then its result is logged, then `acknowledge`. After a crash: `recover` for each call
-    that has a dispatch row and no result; a call without a dispatch row was never sent and is simply begun.
+    The order of one call: its agent.tool_use is logged, then `incarnation`, then a dispatch row with that
+    incarnation is logged, then `execute`, then its result is logged, then `acknowledge`. After a crash: `recover`
+    for each call that has a dispatch row and no result; a call without one was never sent and is simply begun.
     """
 
     def offered(self, agent: SessionAgent) -> tuple[ToolDefinition, ...]:
@@ -95,8 +95,8 @@ class Hands(Protocol):
     async def recover(self, session_id: str, call: ToolCall, incarnation: str) -> ToolOutcome:
         """Bring a call that may have been sent before a crash to its outcome, without ever running it twice.
 
-        In the same incarnation the hand knows whether it arrived: it is joined, or its kept result is taken, or it is run.
-        Otherwise the outcome is an error that begins with `interrupted, may have run`.
+        In the same incarnation the hand knows whether it arrived: it is joined, or its kept result is taken, or it
+        is run. Otherwise the outcome is an error that begins with `interrupted, may have run`.
         """
         ...
 

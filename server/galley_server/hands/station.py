@@ -1,0 +1,415 @@
+"""One session's sandbox: opened once however many ask, reached again after a drop, replaced after a loss.
+
+The states are what `_held` and `_line` say: no sandbox, a sandbox without a connection, a sandbox with one. One task
+holds the connection for as long as it is good; everybody else only uses the hand that this task opened.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from galley_sandbox.errors import (
+    CallRefused,
+    FileRefused,
+    HandMisbehaved,
+    SandboxError,
+    SandboxLost,
+    SandboxUnavailable,
+)
+from galley_sandbox.port import UPLOADS, Hand
+
+from galley_server.errors import RequestError
+from galley_server.hands.port import FileSource, Mount, ToolCall, ToolOutcome
+from galley_server.hands.results import failed, from_sandbox, interrupted, not_run, with_notes
+from galley_server.hands.supply import Placed, Spawn, Supply
+
+log: Final = logging.getLogger(__name__)
+
+CONNECT_S: Final = 10.0
+CONNECT_AGAIN_S: Final = (0.05, 0.2, 0.5)
+"""Pauses between attempts to reach a sandbox; after the last it counts as lost."""
+
+MAX_DROPS: Final = 5
+"""How often one call may lose its connection and ask again."""
+
+QUIET_S: Final = 1.0
+"""A connection silent for longer is tried before a dispatch is logged: a death between two turns then costs no call."""
+
+PING_S: Final = 5.0
+SETTLE_S: Final = 5.0
+"""How long an interrupted call may take to end before it is given up."""
+
+GONE: Final = "The sandbox of earlier calls is gone, with its files and processes. This is a fresh one."
+LOST: Final = "the sandbox was lost; the next call gets a fresh one, without earlier files"
+OVER: Final = "The session is over."
+USER: Final = "the user interrupted"
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """The session's sandbox and what was done to it."""
+
+    placed: Placed
+    mounted: set[Mount] = field(default_factory=set)
+    """Files that are in place, or were refused and told of."""
+    lost: bool = False
+    """Not to be used again, only to be removed."""
+
+
+@dataclass(eq=False, slots=True)
+class Line:
+    """An open connection to the hand of one incarnation."""
+
+    held: Held
+    hand: Hand
+    heard: float
+    bad: bool = False
+    """Dropped, or not to be trusted any more: no new call uses it."""
+    stir: asyncio.Event = field(default_factory=asyncio.Event)
+    """Wakes the task that holds the connection: there are results to acknowledge, or the line is bad."""
+
+    @property
+    def incarnation(self) -> str:
+        return self.held.placed.sandbox.incarnation
+
+    def drop(self) -> None:
+        self.bad = True
+        self.stir.set()
+
+
+@dataclass(eq=False, slots=True)
+class Attempt:
+    """One try at a connection, shared by all who wait for it."""
+
+    may_provision: bool
+    wanted: str | None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    line: Line | None = None
+    error: SandboxError | None = None
+
+    def succeed(self, line: Line) -> None:
+        self.line = line
+        self.ended.set()
+
+    def fail(self, error: SandboxError) -> None:
+        self.error = error
+        self.ended.set()
+
+
+@dataclass(eq=False, slots=True)
+class Running:
+    """A call under way: its deadline, which an interrupt brings forward."""
+
+    deadline: asyncio.Timeout
+    sent: bool
+    interrupted: bool = False
+
+    def interrupt(self, at: float) -> None:
+        if not self.interrupted and not self.deadline.expired():
+            self.interrupted = True
+            self.deadline.reschedule(at)
+
+
+class Station:
+    """Where the calls of one session are run."""
+
+    def __init__(self, session_id: str, supply: Supply, files: FileSource, spawn: Spawn) -> None:
+        self._session_id = session_id
+        self._supply = supply
+        self._files = files
+        self._spawn = spawn
+        self._held: Held | None = None
+        self._line: Line | None = None
+        self._attempt: Attempt | None = None
+        self._holder: asyncio.Task[None] | None = None
+        self._released = False
+        self._closed = False
+        self._mounting = asyncio.Lock()
+        self._dispatched_to: str | None = None
+        self._announced: str | None = None
+        self._notes: list[str] = []
+        self._running: dict[str, Running] = {}
+        self._durable: set[str] = set()
+
+    async def prepare(self, mounts: Sequence[Mount], *, last: str | None = None) -> str:
+        """Have a sandbox open with every file in place, and return its incarnation. Raises SandboxUnavailable."""
+        lost: SandboxLost | None = None
+        for _ in range(3):
+            line = await self._open(last)
+            try:
+                await self._ping(line)
+                await self._mount(line, mounts)
+            except SandboxLost as error:
+                lost = error
+                line.drop()
+            else:
+                return line.incarnation
+        raise SandboxUnavailable(
+            f"The sandbox was lost while it was being prepared: {lost}.",
+            fix="try again; `galley doctor` tests the sandbox.",
+        )
+
+    async def incarnation(self, mounts: Sequence[Mount], *, last: str | None) -> str:
+        """What the next dispatch is logged with. If files of earlier calls are gone, the next result says so."""
+        incarnation = await self.prepare(mounts, last=last)
+        before = last or self._dispatched_to
+        if before not in (None, incarnation) and self._announced != incarnation:
+            self._notes.append(GONE)
+            self._announced = incarnation
+        self._dispatched_to = incarnation
+        return incarnation
+
+    async def run(self, call: ToolCall, incarnation: str, *, sent: bool, limit_s: float) -> ToolOutcome:
+        """Bring a call to its outcome. `sent`: an earlier process may have sent it already."""
+        running = Running(asyncio.timeout(limit_s), sent)
+        try:
+            async with running.deadline:
+                self._running[call.event_id] = running
+                return await self._run(call, incarnation, running)
+        except TimeoutError:
+            return self._out_of_time(running, limit_s)
+        finally:
+            self._running.pop(call.event_id, None)
+
+    async def interrupt(self, call_ids: Collection[str]) -> None:
+        """Kill calls. One that does not end soon after is given up, so that no hand can keep anybody waiting."""
+        soon = asyncio.get_running_loop().time() + SETTLE_S
+        for call_id in call_ids:
+            if (running := self._running.get(call_id)) is not None:
+                running.interrupt(soon if running.sent else 0)
+        line = self._line
+        if line is None or line.bad:
+            return
+        try:
+            for call_id in call_ids:
+                await line.hand.cancel(call_id)
+        except SandboxLost:
+            line.drop()
+
+    def acknowledge(self, call_id: str) -> None:
+        """Let the hand forget a result, soon: the holder of the connection tells it."""
+        self._durable.add(call_id)
+        if self._line is not None:
+            self._line.stir.set()
+
+    async def release(self) -> None:
+        """Give the sandbox up and see it gone."""
+        self._released = True
+        for running in self._running.values():
+            running.interrupt(0)
+        if self._attempt is not None:
+            self._attempt.fail(SandboxUnavailable(OVER, fix="create a new session."))
+        if self._holder is not None:
+            # Provisioning that is cancelled leaves nothing behind: every driver promises it.
+            self._holder.cancel()
+            await asyncio.wait([self._holder])
+        placed = self._held.placed if self._held else await self._supply.survivor(self._session_id)
+        if placed is not None:
+            await self._supply.remove_for_good(placed)
+            self._held = None
+
+    def close(self) -> None:
+        """Begin nothing new: the server is going, the sandbox stays for the next one."""
+        self._closed = True
+
+    # One call.
+
+    async def _run(self, call: ToolCall, incarnation: str, running: Running) -> ToolOutcome:
+        for _ in range(MAX_DROPS):
+            try:
+                line = await self._reach(incarnation)
+            except SandboxError as error:
+                return interrupted(str(error)) if running.sent else not_run(str(error))
+            running.sent = True
+            try:
+                result = await line.hand.call(call.event_id, call.name, call.input)
+            except HandMisbehaved:
+                log.warning("the hand of %s broke the protocol; its sandbox is given up", self._session_id)
+                line.held.lost = True
+                line.drop()
+                return interrupted(LOST)
+            except SandboxLost:
+                line.drop()
+            except CallRefused as refusal:
+                return failed(f"{call.name}: {refusal}")
+            else:
+                line.heard = asyncio.get_running_loop().time()
+                notes, self._notes = self._notes, []
+                return with_notes(from_sandbox(result), notes)
+        return interrupted("the connection to the sandbox dropped again and again")
+
+    def _out_of_time(self, running: Running, limit_s: float) -> ToolOutcome:
+        if running.interrupted:
+            return interrupted(USER) if running.sent else not_run(USER)
+        if not running.sent:
+            return not_run(f"the sandbox could not be reached within {limit_s:.0f} s")
+        # The hand keeps time itself, so one that is this late is stuck: the next call finds out on a new connection.
+        if self._line is not None:
+            self._line.drop()
+        return interrupted(f"the sandbox did not answer within {limit_s:.0f} s")
+
+    # Files.
+
+    async def _ping(self, line: Line) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - line.heard < QUIET_S:
+            return
+        try:
+            async with asyncio.timeout(PING_S):
+                await line.hand.query("ping")
+        except TimeoutError:
+            raise SandboxLost(f"the hand did not answer within {PING_S:.0f} s") from None
+        line.heard = now
+
+    async def _mount(self, line: Line, mounts: Sequence[Mount]) -> None:
+        mounted = line.held.mounted
+        if mounted.issuperset(mounts):
+            return
+        async with self._mounting:
+            for mount in mounts:
+                if mount not in mounted:
+                    # What survived a restart got its files before its first call, and they may have been edited since.
+                    if not (line.held.placed.survived and await _exists(line.hand, mount.path)):
+                        await self._put(line.hand, mount)
+                    mounted.add(mount)
+
+    async def _put(self, hand: Hand, mount: Mount) -> None:
+        mode = 0o444 if mount.path.startswith(UPLOADS + "/") else 0o644
+        try:
+            await hand.put_file(mount.path, self._files.content(mount.file_id), mode=mode)
+        except FileRefused as refusal:
+            self._notes.append(f"The file {mount.path} could not be put into the sandbox: {refusal.reason}.")
+        except RequestError as error:
+            self._notes.append(f"The file {mount.path} could not be put into the sandbox: {error.message}")
+
+    # Opening and holding the connection.
+
+    async def _open(self, wanted: str | None) -> Line:
+        """The open line, or a new one, to a new sandbox if need be. Raises SandboxUnavailable."""
+        while True:
+            if self._line is not None and not self._line.bad:
+                return self._line
+            attempt = self._attempt or self._begin(Attempt(may_provision=True, wanted=wanted))
+            await attempt.ended.wait()
+            if attempt.line is not None:
+                return attempt.line
+            if attempt.may_provision:
+                raise _unavailable(attempt.error)
+
+    async def _reach(self, incarnation: str) -> Line:
+        """A line to this very incarnation. Raises SandboxError."""
+        line = self._line
+        if line is None or line.bad:
+            attempt = self._attempt or self._begin(Attempt(may_provision=False, wanted=incarnation))
+            await attempt.ended.wait()
+            if attempt.line is None:
+                raise attempt.error or SandboxLost(LOST)
+            line = attempt.line
+        if line.incarnation != incarnation:
+            raise SandboxLost(LOST)
+        return line
+
+    def _begin(self, attempt: Attempt) -> Attempt:
+        if self._released:
+            attempt.fail(SandboxUnavailable(OVER, fix="create a new session."))
+        elif not self._closed:
+            # Closed, an attempt never ends: whoever waits for it is about to be cancelled, and must not be told that a
+            # call was lost which the sandbox, left in place, goes on with.
+            self._attempt = attempt
+            self._holder = self._spawn(partial(self._hold, attempt), f"sandbox of {self._session_id}")
+        return attempt
+
+    async def _hold(self, attempt: Attempt) -> None:
+        """The task behind an attempt and the line it opens. Ends when the line is bad."""
+        try:
+            async with self._connected(attempt) as line:
+                self._line, self._attempt = line, None
+                attempt.succeed(line)
+                while not line.bad:
+                    await self._tell_durable(line)
+                    await line.stir.wait()
+                    line.stir.clear()
+        except SandboxError as error:
+            attempt.fail(error)
+        finally:
+            if self._attempt is attempt:
+                self._attempt = None
+            if not self._closed and not attempt.ended.is_set():
+                attempt.fail(SandboxUnavailable("The sandbox failed unexpectedly.", fix="see the server's log."))
+            if attempt.line is not None:
+                attempt.line.drop()
+
+    async def _tell_durable(self, line: Line) -> None:
+        while self._durable:
+            call_id = self._durable.pop()
+            try:
+                await line.hand.acknowledge(call_id)
+            except SandboxLost:
+                self._durable.add(call_id)
+                raise
+
+    @asynccontextmanager
+    async def _connected(self, attempt: Attempt) -> AsyncIterator[Line]:
+        async with AsyncExitStack() as stack:
+            held = await self._have(attempt)
+            try:
+                hand = await _connect(held.placed, stack)
+            except SandboxLost:
+                held.lost = True
+                if not attempt.may_provision:
+                    raise
+                held = await self._have(attempt)
+                hand = await _connect(held.placed, stack)
+            yield Line(held, hand, heard=asyncio.get_running_loop().time())
+
+    async def _have(self, attempt: Attempt) -> Held:
+        """The session's sandbox: the one it has, the one that survived, or (if the attempt may) a new one."""
+        if self._held is not None and self._held.lost and attempt.may_provision:
+            # First make sure that it is gone: a session never has two.
+            await self._supply.remove(self._held.placed)
+            self._held = None
+        if self._held is None:
+            placed = await self._supply.survivor(self._session_id, wanted=attempt.wanted)
+            if placed is None and attempt.may_provision:
+                placed = await self._supply.provision(self._session_id)
+            if placed is not None:
+                self._held = Held(placed)
+        if self._held is None or self._held.lost:
+            raise SandboxLost(LOST)
+        return self._held
+
+
+async def _connect(placed: Placed, stack: AsyncExitStack) -> Hand:
+    for pause in (*CONNECT_AGAIN_S, None):
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await stack.enter_async_context(placed.sandbox.connect())
+        except HandMisbehaved:
+            raise
+        except (SandboxLost, TimeoutError) as error:
+            if pause is None:
+                raise SandboxLost(LOST) from error
+            await asyncio.sleep(pause)
+    raise AssertionError("the last pause is None")
+
+
+async def _exists(hand: Hand, path: str) -> bool:
+    pieces = hand.get_file(path)
+    try:
+        await anext(pieces, None)
+    except FileRefused:
+        return False
+    finally:
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()
+    return True
+
+
+def _unavailable(error: SandboxError | None) -> SandboxUnavailable:
+    if isinstance(error, SandboxUnavailable):
+        return error
+    return SandboxUnavailable(f"No sandbox could be had: {error}.", fix="try again; `galley doctor` tests the sandbox.")
