@@ -1,11 +1,11 @@
 """The sandbox port: what the server may ask of any driver, and what every driver promises."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-JSON: TypeAlias = "Mapping[str, JSON] | list[JSON] | tuple[JSON, ...] | str | int | float | bool | None"
+JSON: TypeAlias = "Mapping[str, JSON] | Sequence[JSON] | str | int | float | bool | None"
 ToolName: TypeAlias = Literal["bash", "read", "write", "edit", "glob", "grep"]
 
 WORKSPACE = "/workspace"
