@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from galley_server.wire.base import JSON, Timestamp, Wire
 
+SandboxTool: TypeAlias = Literal["bash", "read", "write", "edit", "glob", "grep"]
 BuiltInTool: TypeAlias = Literal["bash", "read", "write", "edit", "glob", "grep", "web_fetch", "web_search"]
 
 
@@ -23,8 +24,11 @@ class AlwaysAsk(Wire):
 PermissionPolicy: TypeAlias = Annotated[AlwaysAllow | AlwaysAsk, Field(discriminator="type")]
 
 
+EffortLevel: TypeAlias = Literal["low", "medium", "high", "xhigh", "max"]
+
+
 class Effort(Wire):
-    type: Literal["low", "medium", "high", "xhigh", "max"]
+    type: EffortLevel
 
 
 class ModelConfig(Wire):
@@ -39,11 +43,67 @@ class ToolDefault(Wire):
     permission_policy: PermissionPolicy
 
 
-class BuiltInToolConfig(Wire):
-    type: BuiltInTool
-    name: BuiltInTool
+class SandboxToolConfig(Wire):
+    type: SandboxTool
+    name: SandboxTool
     enabled: bool
     permission_policy: PermissionPolicy
+
+
+class EverySource(Wire):
+    type: Literal["all", "none"]
+
+
+class ToolReference(Wire):
+    type: Literal["tool_reference"] = "tool_reference"
+    name: str
+
+
+class SomeSources(Wire):
+    type: Literal["only", "except"]
+    tools: tuple[ToolReference, ...]
+
+
+class UrlSources(Wire):
+    """Where the URLs may come from that `web_fetch` fetches; null allows every one."""
+
+    client_tool_results: Annotated[EverySource | SomeSources, Field(discriminator="type")] | None = None
+    server_tool_results: Annotated[EverySource | SomeSources, Field(discriminator="type")] | None = None
+    user_input: EverySource | None = None
+
+
+class WebFetchConfig(Wire):
+    type: Literal["web_fetch"] = "web_fetch"
+    name: Literal["web_fetch"] = "web_fetch"
+    enabled: bool
+    permission_policy: PermissionPolicy
+    allowed_domains: tuple[str, ...] | None = None
+    blocked_domains: tuple[str, ...] | None = None
+    max_content_tokens: int | None = None
+    url_sources: UrlSources | None = None
+
+
+class UserLocation(Wire):
+    type: Literal["approximate"]
+    city: str | None = None
+    country: str | None = None
+    region: str | None = None
+    timezone: str | None = None
+
+
+class WebSearchConfig(Wire):
+    type: Literal["web_search"] = "web_search"
+    name: Literal["web_search"] = "web_search"
+    enabled: bool
+    permission_policy: PermissionPolicy
+    allowed_domains: tuple[str, ...] | None = None
+    blocked_domains: tuple[str, ...] | None = None
+    user_location: UserLocation | None = None
+
+
+BuiltInToolConfig: TypeAlias = Annotated[
+    SandboxToolConfig | WebFetchConfig | WebSearchConfig, Field(discriminator="type")
+]
 
 
 class AgentToolset(Wire):

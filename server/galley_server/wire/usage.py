@@ -16,3 +16,6 @@ class SessionUsage(Wire):
     cache_read_input_tokens: int = 0
     cache_creation: CacheCreation = CacheCreation()
     active_seconds: float = 0.0
+    # Nothing of either is counted: Galley knows no prices and offers no tool of the model's provider.
+    list_cost: None = None
+    server_tool_use: None = None
