@@ -10,16 +10,14 @@ from typing import Final
 from galley_server.errors import ConfigError
 from galley_server.secret import Secret
 
-FILE: Final = "api_key"
 _SHORTEST: Final = 16
 _LONGEST: Final = 4096
 
 
-def api_key_of(home: Path, chosen: Secret | None) -> Secret:
-    """Return `chosen`, else the home's own key, making it if there is none yet. Raises ConfigError, OSError."""
+def api_key_of(path: Path, chosen: Secret | None) -> Secret:
+    """Return `chosen`, else the key kept at `path`, making it if there is none yet. Raises ConfigError, OSError."""
     if chosen is not None:
         return chosen
-    path = home / FILE
     with suppress(FileExistsError):
         _make(path)
     return _read(path)
@@ -27,7 +25,7 @@ def api_key_of(home: Path, chosen: Secret | None) -> Secret:
 
 def _make(path: Path) -> None:
     """Put a new key there, whole or not at all; FileExistsError if there is one."""
-    draft = path.with_name(f"{FILE}.{secrets.token_hex(4)}.new")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "w") as file:

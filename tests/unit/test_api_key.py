@@ -10,28 +10,28 @@ from galley_server.secret import Secret
 
 
 def test_the_first_start_makes_a_key_that_only_the_owner_can_read(tmp_path: Path) -> None:
-    key = api_key_of(tmp_path, None)
+    key = api_key_of(tmp_path / "api_key", None)
     assert stat.S_IMODE((tmp_path / "api_key").stat().st_mode) == 0o600
     assert (tmp_path / "api_key").read_text().strip() == key.reveal()
     assert len(key.reveal()) >= 40
 
 
 def test_the_next_start_keeps_the_key_and_leaves_no_draft(tmp_path: Path) -> None:
-    first = api_key_of(tmp_path, None)
-    assert api_key_of(tmp_path, None).reveal() == first.reveal()
+    first = api_key_of(tmp_path / "api_key", None)
+    assert api_key_of(tmp_path / "api_key", None).reveal() == first.reveal()
     assert [path.name for path in tmp_path.iterdir()] == ["api_key"]
 
 
 def test_a_key_that_was_set_wins_and_nothing_is_written(tmp_path: Path) -> None:
-    assert api_key_of(tmp_path, Secret("a" * 20)).reveal() == "a" * 20
+    assert api_key_of(tmp_path / "api_key", Secret("a" * 20)).reveal() == "a" * 20
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_that_others_can_read_is_refused_with_the_command(tmp_path: Path) -> None:
-    api_key_of(tmp_path, None)
+    api_key_of(tmp_path / "api_key", None)
     (tmp_path / "api_key").chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
-        api_key_of(tmp_path, None)
+        api_key_of(tmp_path / "api_key", None)
 
 
 @pytest.mark.parametrize("content", ["", "short\n", "two words that are long enough\n", "é" * 30])
@@ -40,5 +40,5 @@ def test_a_file_without_a_usable_key_is_refused_without_showing_it(tmp_path: Pat
     path.write_text(content)
     path.chmod(0o600)
     with pytest.raises(ConfigError, match="does not hold a key") as caught:
-        api_key_of(tmp_path, None)
+        api_key_of(tmp_path / "api_key", None)
     assert content.strip() == "" or content.strip() not in str(caught.value)

@@ -1,0 +1,31 @@
+"""The files of a home. Names only, no I/O."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class StateFiles:
+    home: Path
+
+    @property
+    def database(self) -> Path:
+        return self.home / "galley.db"
+
+    @property
+    def chain_key(self) -> Path:
+        """Kept apart from the database: who can write only that cannot sign."""
+        return self.home / "log_key"
+
+    @property
+    def api_key(self) -> Path:
+        return self.home / "api_key"
+
+    @property
+    def lock(self) -> Path:
+        return self.home / "run" / "server.lock"
+
+    @property
+    def sandboxes(self) -> Path:
+        """What the drivers keep on this machine."""
+        return self.home / "sandboxes"
