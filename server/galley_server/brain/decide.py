@@ -79,9 +79,10 @@ def decide(state: SessionState, *, now: datetime, max_rounds: int | None) -> Ste
     if state.status == "terminated" or state.agent is None:
         return Rest()
     open_calls = state.open_calls()
-    active = state.status in ("running", "rescheduling")
+    # A turn that is blocked on the client is idle to look at, and not over.
+    active = state.status != "idle" or isinstance(state.stop_reason, ev.RequiresAction)
     if state.interrupts:
-        return Interrupt(ends_turn=active or bool(open_calls))
+        return Interrupt(ends_turn=active)
     if state.open_request is not None:
         return CloseRequest(state.open_request)
     if state.failed:

@@ -18,8 +18,10 @@ def event_draft(event: ev.AnyEvent) -> Draft:
 
 
 def internal_draft(row: internal.Internal) -> Draft:
-    # Unset, not None, is what an internal row leaves out: a cleared title is a fact.
-    return Draft(new_id("irow"), row.type, row.model_dump_json(exclude_unset=True, exclude_defaults=False).encode())
+    # In a change, unset means unchanged and null means cleared: only what was given is written.
+    unset = set(type(row).model_fields) - row.model_fields_set - {"type"}
+    left_out = unset if isinstance(row, internal.SessionChanged) else None
+    return Draft(new_id("irow"), row.type, row.model_dump_json(exclude=left_out).encode())
 
 
 def processed(ids: Iterable[str], *, dropped: bool = False) -> list[Draft]:
