@@ -1,1 +1,1 @@
-"""One file per claim. Each measures on this machine, prints the ratio it is about, and fails if the claim does not hold."""
+"""One file per claim: it measures on this machine, prints the ratio, and fails if the claim does not hold."""
