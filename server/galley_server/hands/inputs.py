@@ -9,14 +9,25 @@ from pydantic_core import PydanticCustomError
 from galley_server.wire.base import JSON
 
 
-def _no_nul(path: str) -> str:
-    if "\0" in path:
+def _encodable(text: str) -> str:
+    """Half a surrogate pair is possible in JSON and in nothing that leaves this process."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("unicode", "not valid Unicode text") from None
+    return text
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
         raise PydanticCustomError("nul", "must not contain a NUL character")
-    return path
+    return text
 
 
-Path = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_no_nul)]
-Pattern = Annotated[str, Field(min_length=1, max_length=100_000), AfterValidator(_no_nul)]
+Text = Annotated[str, AfterValidator(_encodable)]
+Command = Annotated[Text, AfterValidator(_no_nul)]
+Path = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_encodable), AfterValidator(_no_nul)]
+Pattern = Annotated[str, Field(min_length=1, max_length=100_000), AfterValidator(_encodable), AfterValidator(_no_nul)]
 
 
 class ToolInput(BaseModel):
@@ -25,7 +36,7 @@ class ToolInput(BaseModel):
 
 
 class BashInput(ToolInput):
-    command: Annotated[str | None, AfterValidator(lambda text: text if text is None else _no_nul(text))] = None
+    command: Command | None = None
     restart: bool | None = None
     timeout_ms: Annotated[int | None, Field(ge=0)] = None
 
@@ -56,13 +67,13 @@ class ReadInput(ToolInput):
 
 class WriteInput(ToolInput):
     file_path: Path
-    content: str
+    content: Text
 
 
 class EditInput(ToolInput):
     file_path: Path
-    old_string: Annotated[str, Field(min_length=1)]
-    new_string: str
+    old_string: Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
+    new_string: Text
     replace_all: bool | None = None
 
 
@@ -106,8 +117,6 @@ def _sentence(field: str, kind: str, message: str) -> str:
             return f"{field} is required"
         case "extra_forbidden":
             return f"{field!r} is not an input of this tool"
-        case "string_unicode":
-            return f"{field}: not valid Unicode text"
         case "string_too_short":
             return f"{field} must not be empty"
         case _:

@@ -85,13 +85,13 @@ def _within(blocks: Sequence[Block]) -> tuple[list[ResultBlock], str]:
 def _media(block: MediaBlock) -> ImageBlock | DocumentBlock | str:
     image = block.kind == "image" and block.media_type in _IMAGES
     if not image and not (block.kind == "document" and block.media_type == _PDF):
-        return f"left out a {block.kind} of a type that cannot be shown"
+        return f"left out {_a(block)} of a type that cannot be shown"
     if len(block.data) > (MAX_IMAGE_BASE64 if image else MAX_PDF_BASE64):
-        return f"left out a {block.kind} that is too large to be shown"
+        return f"left out {_a(block)} that is too large to be shown"
     try:
         binascii.a2b_base64(block.data, strict_mode=True)
     except ValueError:  # binascii.Error, or a character outside ASCII
-        return f"left out a {block.kind} that is not valid base64"
+        return f"left out {_a(block)} that is not valid base64"
     source = Base64Source(media_type=block.media_type, data=block.data)
     return ImageBlock(source=source) if image else DocumentBlock(source=source)
 
@@ -103,3 +103,7 @@ def _unicode(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def _a(block: MediaBlock) -> str:
+    return "an image" if block.kind == "image" else "a document"

@@ -181,8 +181,10 @@ class Station:
         for call_id in call_ids:
             if (running := self._running.get(call_id)) is not None:
                 running.interrupt(soon if running.sent else 0)
-        line = self._line
-        if line is None or line.bad:
+        try:
+            # After a restart nothing is connected yet, and still the calls may be running.
+            line = await self._reach(None)
+        except SandboxError:
             return
         try:
             for call_id in call_ids:
@@ -300,8 +302,8 @@ class Station:
             if attempt.may_provision:
                 raise _unavailable(attempt.error)
 
-    async def _reach(self, incarnation: str) -> Line:
-        """A line to this very incarnation. Raises SandboxError."""
+    async def _reach(self, incarnation: str | None) -> Line:
+        """A line to this very incarnation, or to whichever the session has. Raises SandboxError."""
         line = self._line
         if line is None or line.bad:
             attempt = self._attempt or self._begin(Attempt(may_provision=False, wanted=incarnation))
@@ -309,7 +311,7 @@ class Station:
             if attempt.line is None:
                 raise attempt.error or SandboxLost(LOST)
             line = attempt.line
-        if line.incarnation != incarnation:
+        if incarnation not in (None, line.incarnation):
             raise SandboxLost(LOST)
         return line
 

@@ -5,17 +5,15 @@ descriptions are ours. `web_search` and `web_fetch` may be configured on an agen
 """
 
 from collections.abc import Mapping
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, get_args
 
 from galley_server.hands.permission import enabled
 from galley_server.hands.port import ToolDefinition
-from galley_server.wire.agent import CustomTool, InputSchema, SessionAgent
+from galley_server.wire.agent import CustomTool, InputSchema, SandboxTool, SessionAgent
 from galley_server.wire.base import JSON
 
-SandboxTool: TypeAlias = Literal["bash", "read", "write", "edit", "glob", "grep"]
-"""The built-in tools that run in the sandbox."""
-
 SANDBOX_TOOLS: Final[frozenset[str]] = frozenset(get_args(SandboxTool))
+"""The built-in tools that run in the sandbox."""
 
 
 def _schema(required: list[JSON], **properties: JSON) -> Mapping[str, JSON]:
