@@ -1,6 +1,7 @@
 """A driver without processes: sandboxes that outlive connections, remember calls, and fail when told to."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class ScriptedSandbox:
     open_lines: int = 0
     connects: int = 0
     ran: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
     kept: dict[str, ToolResult] = field(default_factory=dict)
     acknowledged: set[str] = field(default_factory=set)
     files: dict[str, tuple[bytes, int]] = field(default_factory=dict)
@@ -87,6 +89,7 @@ class ScriptedHand:
     ) -> ToolResult:
         place = self.place
         place.check()
+        place.inputs.append(json.dumps(input))
         if place.misbehaves:
             raise HandMisbehaved("nonsense")
         if place.refuses is not None:
@@ -112,6 +115,8 @@ class ScriptedHand:
 
     async def acknowledge(self, call_id: str) -> None:
         self.place.check()
+        if call_id in self.place.ran and call_id not in self.place.kept:
+            raise CallRefused("still running")
         self.place.acknowledged.add(call_id)
         await self.place.move()
 

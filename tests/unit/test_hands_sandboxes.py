@@ -309,6 +309,31 @@ async def test_an_acknowledged_result_is_forgotten_by_the_hand_even_over_a_drop(
     await place.until(lambda: place.acknowledged == {"sevt_1", "sevt_2"})
 
 
+async def test_a_result_that_is_acknowledged_too_early_is_acknowledged_again(
+    hands: SandboxHands, driver: ScriptedDriver
+) -> None:
+    incarnation = await hands.incarnation(S, [])
+    place = driver.only
+    gate = place.blocked["sevt_1"] = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(hands.execute(S, bash("sevt_1"), incarnation))
+        await place.until(lambda: place.ran == ["sevt_1"])
+        await hands.acknowledge(S, "sevt_1")
+        await run(hands, "sevt_2")
+        gate.set()
+    await hands.acknowledge(S, "sevt_2")
+    await place.until(lambda: place.acknowledged == {"sevt_1", "sevt_2"})
+
+
+async def test_a_call_is_sent_in_the_same_bytes_however_its_input_is_ordered(
+    hands: SandboxHands, driver: ScriptedDriver
+) -> None:
+    incarnation = await hands.incarnation(S, [])
+    for given in ({"path": ".", "pattern": "*"}, {"pattern": "*", "path": "."}):
+        await hands.recover(S, ToolCall("sevt_1", "glob", given), incarnation)
+    assert driver.only.inputs == ['{"path": ".", "pattern": "*"}'] * 2
+
+
 # Interrupts.
 
 

@@ -7,7 +7,7 @@ holds the connection for as long as it is good; everybody else only uses the han
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -227,8 +227,10 @@ class Station:
             except SandboxError as error:
                 return interrupted(str(error)) if running.sent else not_run(str(error))
             running.sent = True
+            # Sorted, because the hand takes an id asked for again with other bytes for another call.
+            given = dict(sorted(call.input.items()))
             try:
-                result = await line.hand.call(call.event_id, call.name, call.input)
+                result = await line.hand.call(call.event_id, call.name, given)
             except HandMisbehaved:
                 log.warning("the hand of %s broke the protocol; its sandbox is given up", self._session_id)
                 line.held.lost = True
@@ -346,13 +348,11 @@ class Station:
                 attempt.line.drop()
 
     async def _tell_durable(self, line: Line) -> None:
-        while self._durable:
-            call_id = self._durable.pop()
-            try:
+        for call_id in list(self._durable):
+            # Refused while the call still runs, as one that was just interrupted may: it is told again next time.
+            with suppress(CallRefused):
                 await line.hand.acknowledge(call_id)
-            except SandboxLost:
-                self._durable.add(call_id)
-                raise
+                self._durable.discard(call_id)
 
     @asynccontextmanager
     async def _connected(self, attempt: Attempt) -> AsyncIterator[Line]:
@@ -378,6 +378,7 @@ class Station:
             placed = await self._supply.survivor(self._session_id, wanted=attempt.wanted)
             if placed is None and attempt.may_provision:
                 placed = await self._supply.provision(self._session_id)
+                self._durable.clear()  # of calls that this one never saw
             if placed is not None:
                 self._held = Held(placed)
         if self._held is None or self._held.lost:
