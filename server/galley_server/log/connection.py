@@ -64,7 +64,7 @@ def connect_writer(path: Path | None, *, create: bool) -> sqlite3.Connection:
 
 def connect_reader(path: Path) -> sqlite3.Connection:
     """Open a connection that cannot write, beside whoever else has the file open."""
-    connection = _connect(f"{path.absolute().as_uri()}?mode=ro")
+    connection = _connect(readonly_uri(path))
     try:
         connection.execute("PRAGMA query_only = ON")
         if recognise(connection, name=path.name) != len(migrations()):
@@ -75,6 +75,10 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def readonly_uri(path: Path) -> str:
+    return f"{path.absolute().as_uri()}?mode=ro"
 
 
 def _connect(target: str) -> sqlite3.Connection:

@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 # Bounds how long the first of a batch waits for the last. A write takes some 50 microseconds.
 _MAX_BATCH: Final = 256
+_LINGER_S: Final = 0.0003
 _MAX_READERS: Final = 3
 _CLOSING_TIMEOUT_S: Final = 10.0
 
@@ -47,7 +48,9 @@ class Database:
         self._writer = (
             None
             if readonly
-            else Worker(self._writes, Writer(path, self._trust), most=_MAX_BATCH, name="galley-store-writer")
+            else Worker(
+                self._writes, Writer(path, self._trust), name="galley-store-writer", most=_MAX_BATCH, linger=_LINGER_S
+            )
         )
 
     @classmethod
@@ -84,7 +87,7 @@ class Database:
         self._reading += 1
         if self._reading > len(self._readers) < _MAX_READERS:
             reader = Reader(self.path, self._trust)
-            self._readers.append(Worker(self._reads, reader, most=1, name="galley-store-reader"))
+            self._readers.append(Worker(self._reads, reader, name="galley-store-reader"))
         try:
             return await self._submit(self._reads, Job(function, writes=False))
         finally:

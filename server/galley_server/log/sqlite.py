@@ -10,7 +10,7 @@ from typing import Final, Generic, Self, TypeVar
 
 import anyio.to_thread
 
-from galley_server.errors import AppendConflict, ConfigError, LeaseLost, NotFound
+from galley_server.errors import AppendConflict, ChainBroken, ConfigError, LeaseLost, NotFound
 from galley_server.log import blobs
 from galley_server.log.chain import GENESIS, ChainKey
 from galley_server.log.database import Database
@@ -27,12 +27,12 @@ SELECT sessions.pk, seq, hash, at, epoch, summaries.data
 FROM sessions LEFT JOIN summaries ON summaries.session = sessions.pk WHERE sessions.id = ?
 """
 _ADD_SESSION: Final = "INSERT INTO sessions (id, seq, hash, at, signature) VALUES (?, 0, ?, 0, ?) RETURNING pk"
-_ADD_ROW: Final = "INSERT INTO rows (pk, id, type, at, hash, cuts, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_ADD_ROW: Final = "INSERT INTO rows (session, seq, id, type, at, hash, cuts, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _MOVE_HEAD: Final = "UPDATE sessions SET seq = ?, hash = ?, at = ?, signature = ? WHERE pk = ?"
 _ADD_TOMBSTONE: Final = """
 INSERT INTO tombstones (session_id, session, seq, hash, at, caller, signature) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
-_COLUMNS: Final = "pk, id, type, at, cuts, body"
+_COLUMNS: Final = "seq, id, type, at, cuts, body"
 
 
 def _now() -> datetime:
@@ -49,10 +49,6 @@ class _Session:
     at: int
     epoch: int
     summary: bytes | None
-
-    @property
-    def first_pk(self) -> int:
-        return self.pk << 32
 
     def check(self, session_id: str, *, fence: int | None, expected: int | None) -> None:
         """Raise unless an append may be added here. The lease comes first: who lost it has nothing to decide again."""
@@ -121,21 +117,22 @@ class SqliteStore(Generic[S]):
         newest_first: bool = False,
     ) -> list[Row]:
         def read(connection: sqlite3.Connection) -> list[Row]:
-            first = _find(connection, session_id).first_pk
-            last = first + (MAX_SEQ if before is None else min(before - 1, MAX_SEQ))
-            sql, values = _range(first + max(after, 0) + 1, last, limit, types, newest_first=newest_first)
-            return _rows(connection, first, connection.execute(sql, values).fetchall())
+            session = _find(connection, session_id).pk
+            last = MAX_SEQ if before is None else before - 1
+            sql, values = _range(session, after + 1, last, limit, types, newest_first=newest_first)
+            return _rows(connection, session_id, connection.execute(sql, values).fetchall())
 
         return await self._database.read(read)
 
     async def seq_of(self, session_id: str, event_id: str) -> int | None:
         def find(connection: sqlite3.Connection) -> int | None:
-            first = _find(connection, session_id).first_pk
             found: int | None
             (found,) = connection.execute(
-                "SELECT min(pk) FROM rows WHERE id = ? AND pk BETWEEN ? AND ?", (event_id, first, first + MAX_SEQ)
+                # The plus keeps the planner from walking the whole session instead of looking the id up.
+                "SELECT min(seq) FROM rows WHERE id = ? AND +session = ?",
+                (event_id, _find(connection, session_id).pk),
             ).fetchone()
-            return None if found is None else found - first
+            return found
 
         return await self._database.read(find)
 
@@ -209,7 +206,7 @@ class SqliteStore(Generic[S]):
         for draft, cut in zip(drafts, cuts, strict=True):
             seq += 1
             chained = self._key.row_hash(chained, session_id, seq, draft.id, draft.type, at, cut.cuts, cut.body)
-            stored.append((session.first_pk + seq, draft.id, draft.type, at, chained, cut.cuts, cut.body))
+            stored.append((session.pk, seq, draft.id, draft.type, at, chained, cut.cuts, cut.body))
             rows.append(Row(seq, draft.id, draft.type, draft.body, moment))
             if cut.blobs:
                 _keep(connection, session.pk, cut.blobs)
@@ -231,7 +228,7 @@ class SqliteStore(Generic[S]):
         signature = self._key.sign_tombstone(stone, at)
         connection.execute(_ADD_TOMBSTONE, (session_id, session.pk, session.seq, session.hash, at, caller, signature))
         used = connection.execute("SELECT hash FROM blob_uses WHERE session = ?", (session.pk,)).fetchall()
-        connection.execute("DELETE FROM rows WHERE pk BETWEEN ? AND ?", (session.first_pk, session.first_pk + MAX_SEQ))
+        connection.execute("DELETE FROM rows WHERE session = ?", (session.pk,))
         connection.execute("DELETE FROM blob_uses WHERE session = ?", (session.pk,))
         connection.executemany(
             "DELETE FROM blobs WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM blob_uses WHERE hash = ?1)", used
@@ -245,8 +242,8 @@ class SqliteStore(Generic[S]):
             session = _find(connection, session_id)
         except NotFound:  # deleted since it was listed
             return 0
-        sql, values = _range(session.first_pk, session.first_pk + MAX_SEQ, None, None, newest_first=False)
-        rows = _rows(connection, session.first_pk, connection.execute(sql, values).fetchall())
+        sql, values = _range(session.pk, 1, MAX_SEQ, None, None, newest_first=False)
+        rows = _rows(connection, session_id, connection.execute(sql, values).fetchall())
         self._table.add(connection, session.pk, session_id, None, rows)
         return 1
 
@@ -297,33 +294,33 @@ def _keep(connection: sqlite3.Connection, session: int, contents: Iterable[blobs
 
 
 def _range(
-    first: int, last: int, limit: int | None, types: Collection[str] | None, *, newest_first: bool
+    session: int, first: int, last: int, limit: int | None, types: Collection[str] | None, *, newest_first: bool
 ) -> tuple[str, list[str | int]]:
-    """Return the statement for the rows of a range of keys. It is made of fixed pieces; every value is a parameter."""
-    order = f"ORDER BY pk {'DESC' if newest_first else 'ASC'} LIMIT ?"
-    most = -1 if limit is None else limit
-    if types is None:
-        return f"SELECT {_COLUMNS} FROM rows WHERE pk BETWEEN ? AND ? {order}", [first, last, most]
-    # The first of each type by the index, then the first of them all: no row is touched that is not of these types.
-    wanted = sorted(types)
-    one = f"SELECT pk FROM (SELECT pk FROM rows WHERE type = ? AND pk BETWEEN ? AND ? {order})"
-    union = " UNION ALL ".join([one] * len(wanted)) or "SELECT NULL"
-    values: list[str | int] = [value for type in wanted for value in (type, first, last, most)]
-    return f"SELECT {_COLUMNS} FROM rows WHERE pk IN ({union}) {order}", [*values, most]
+    """Return the statement for the rows of a range. It is made of fixed pieces; every value is a parameter."""
+    where = "session = ? AND seq BETWEEN ? AND ?"
+    values: list[str | int] = [session, first, last]
+    if types is not None:
+        where += f" AND type IN ({', '.join('?' * len(types))})"
+        values += sorted(types)
+    order = f"ORDER BY seq {'DESC' if newest_first else 'ASC'} LIMIT ?"
+    values.append(-1 if limit is None else limit)
+    return f"SELECT {_COLUMNS} FROM rows INDEXED BY rows_in_order WHERE {where} {order}", values
 
 
 def _rows(
-    connection: sqlite3.Connection, first: int, found: list[tuple[int, str, str, int, str | None, bytes]]
+    connection: sqlite3.Connection, session_id: str, found: list[tuple[int, str, str, int, str | None, bytes]]
 ) -> list[Row]:
-    contents = _contents(connection, [cuts for _, _, _, _, cuts, _ in found if cuts is not None])
     return [
-        Row(pk - first, id, type, body if cuts is None else blobs.join(body, cuts, contents), from_micros(at))
-        for pk, id, type, at, cuts, body in found
+        Row(seq, id, type, body if cuts is None else _whole(connection, session_id, seq, cuts, body), from_micros(at))
+        for seq, id, type, at, cuts, body in found
     ]
 
 
-def _contents(connection: sqlite3.Connection, cuts: Iterable[str]) -> dict[bytes, bytes]:
-    names = {name for text in cuts for name in blobs.hashes(text)}
-    return {
-        name: connection.execute("SELECT content FROM blobs WHERE hash = ?", (name,)).fetchone()[0] for name in names
-    }
+def _whole(connection: sqlite3.Connection, session_id: str, seq: int, cuts: str, body: bytes) -> bytes:
+    contents: dict[bytes, bytes] = {}
+    for name in blobs.hashes(cuts):
+        found = connection.execute("SELECT content FROM blobs WHERE hash = ?", (name,)).fetchone()
+        if found is None:
+            raise ChainBroken(session_id, seq=seq, reason="its large content is missing")
+        contents[name] = found[0]
+    return blobs.join(body, cuts, contents)

@@ -27,12 +27,17 @@ class SummaryTable(Generic[S]):
     ) -> None:
         """Fold rows onto the summary as it is stored, and store it."""
         codec = self._codec
-        summary = None if data is None else codec.decode(data)
+        before = None if data is None else codec.decode(data)
+        summary = before
         for row in rows:
             summary = codec.summarise(summary, row)
         if summary is None:
             return
         columns = codec.to_columns(summary)
+        if before is not None and columns == codec.to_columns(before):
+            # Naming an indexed column in an UPDATE rewrites its indexes, changed or not: three pages in each commit.
+            connection.execute("UPDATE summaries SET data = ? WHERE session = ?", (codec.encode(summary), session))
+            return
         connection.execute(
             _PUT,
             (

@@ -15,7 +15,7 @@ from galley_server.log import blobs
 from galley_server.log.chain import GENESIS, ChainKey
 from galley_server.log.connection import connect_reader
 from galley_server.log.instant import from_micros
-from galley_server.log.row import MAX_SEQ, HeadMark, Tombstone
+from galley_server.log.row import HeadMark, Tombstone
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,10 @@ def _walk(connection: sqlite3.Connection, key: ChainKey, session_id: str, pk: in
     """Yield the position and hash of each row that is what was written behind the one before."""
     chained = GENESIS
     checked: set[bytes] = set()
-    first = pk << 32
     rows = connection.execute(
-        "SELECT pk, id, type, at, hash, cuts, body FROM rows WHERE pk BETWEEN ? AND ? ORDER BY pk",
-        (first, first + MAX_SEQ),
+        "SELECT seq, id, type, at, hash, cuts, body FROM rows WHERE session = ? ORDER BY seq", (pk,)
     )
-    for expected, (row_pk, id, type, at, hash, cuts, body) in enumerate(rows, start=1):
-        seq = row_pk - first
+    for expected, (seq, id, type, at, hash, cuts, body) in enumerate(rows, start=1):
         if seq != expected:
             raise ChainBroken(session_id, seq=expected, reason="this row is missing")
         chained = key.row_hash(chained, session_id, seq, id, type, at, cuts, body)
@@ -114,8 +111,7 @@ def _verify_tombstone(
     stone = Tombstone(session_id, seq, hash, from_micros(at), caller)
     if not hmac.compare_digest(signature, key.sign_tombstone(stone, at)):
         raise ChainBroken(session_id, seq=seq, reason="the tombstone was not signed by this log")
-    left = connection.execute("SELECT count(*) FROM rows WHERE pk BETWEEN ? AND ?", (pk << 32, (pk << 32) + MAX_SEQ))
-    if left.fetchone() != (0,):
+    if connection.execute("SELECT 1 FROM rows WHERE session = ?", (pk,)).fetchone() is not None:
         raise ChainBroken(session_id, seq=seq, reason="the session was deleted, and rows of it are still there")
     if mark is not None and (mark.seq > seq or (mark.seq == seq and mark.hash != hash)):
         raise ChainBroken(

@@ -3,17 +3,22 @@
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from galley_server.errors import ConfigError, GalleyError, Unavailable
 from galley_server.log.connection import connect_reader, connect_writer
 from galley_server.log.faults import is_damage, is_fault, unavailable
 
 T = TypeVar("T")
+
+
+# In units of `linger`: when even a crowd that keeps coming is no longer waited for.
+_MOST_LINGERS: Final = 10
 
 
 class Job(Generic[T]):
@@ -78,10 +83,15 @@ class Handler(Protocol):
 class Worker:
     """A thread that hands jobs from a queue to its handler, at most `most` at a time, until it finds None there."""
 
-    def __init__(self, queue: "SimpleQueue[Job[Any] | None]", handler: Handler, *, most: int, name: str) -> None:
+    def __init__(
+        self, queue: "SimpleQueue[Job[Any] | None]", handler: Handler, *, name: str, most: int = 1, linger: float = 0.0
+    ) -> None:
         self._queue = queue
         self._handler = handler
         self._most = most
+        self._linger = linger
+        self._expected = 1
+        self._settled_at = 0.0
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         threading.Thread(target=self._run, name=name, daemon=True).start()
@@ -96,20 +106,30 @@ class Worker:
                 batch, more = self._take()
                 self._handler.work(batch)
                 self._loop.call_soon_threadsafe(_settle, batch)
+                self._expected, self._settled_at = len(batch) + self._queue.qsize(), time.monotonic()
         finally:
             self._handler.close()
             self._loop.call_soon_threadsafe(self._ended.set)
 
     def _take(self) -> "tuple[list[Job[Any]], bool]":
-        """Wait for a job, then take what else is there: what arrives during one commit shares the next."""
+        """Wait for a job, then take what else is there: what arrives during one commit shares the next.
+
+        Those whom the last commit has just answered tend to ask again at once. Without a moment's patience for them a
+        crowd falls apart into two halves that commit in turns, at half the rate; so right after a commit they are
+        awaited, while each comes within `linger` of the one before. One lonely writer never waits.
+        """
         batch: list[Job[Any]] = []
         job = self._queue.get()
+        now = time.monotonic()
+        deadline = now + _MOST_LINGERS * self._linger
+        crowded = now - self._settled_at < self._linger
         while job is not None:
             batch.append(job)
             if len(batch) == self._most:
                 return batch, True
+            wait = crowded and len(batch) < self._expected and time.monotonic() < deadline
             try:
-                job = self._queue.get_nowait()
+                job = self._queue.get(timeout=self._linger) if wait else self._queue.get_nowait()
             except Empty:
                 return batch, True
         return batch, False

@@ -11,9 +11,12 @@ CREATE TABLE sessions (
     epoch INTEGER NOT NULL DEFAULT 0        -- the newest lease
 ) STRICT;
 
--- The key is sessions.pk << 32 | position: a session's rows lie side by side, and no second index is needed to find them.
+-- Kept in the order in which they came, all sessions mixed: an append then fills the last page, while rows sorted by
+-- session would have every append rebalance pages in the middle (measured: five times the pages in each commit).
 CREATE TABLE rows (
     pk INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL REFERENCES sessions (pk),
+    seq INTEGER NOT NULL,
     id TEXT NOT NULL,
     type TEXT NOT NULL,
     at INTEGER NOT NULL,
@@ -22,8 +25,10 @@ CREATE TABLE rows (
     body BLOB NOT NULL
 ) STRICT;
 
+-- With the type, so that a list of some types passes over the others without touching them.
+CREATE UNIQUE INDEX rows_in_order ON rows (session, seq, type);
+-- Ids begin with their time, so this one, too, grows at its end.
 CREATE INDEX rows_by_id ON rows (id);
-CREATE INDEX rows_by_type ON rows (type);
 
 CREATE TABLE blobs (
     hash BLOB PRIMARY KEY,
@@ -76,25 +81,17 @@ BEGIN
 END;
 
 CREATE TRIGGER rows_go_only_behind_a_tombstone BEFORE DELETE ON rows
-WHEN NOT EXISTS (SELECT 1 FROM tombstones WHERE session = OLD.pk >> 32)
+WHEN NOT EXISTS (SELECT 1 FROM tombstones WHERE session = OLD.session)
 BEGIN
     SELECT raise(ABORT, 'a row of the log is only deleted with its session, after the tombstone is written');
 END;
 
 -- Also what keeps INSERT OR REPLACE out, which fires no delete trigger.
 CREATE TRIGGER rows_are_added_at_the_end BEFORE INSERT ON rows
-WHEN NEW.pk <> 1 + coalesce(
-    (SELECT max(pk) FROM rows WHERE pk BETWEEN ((NEW.pk >> 32) << 32) AND (NEW.pk | 0xFFFFFFFF)),
-    (NEW.pk >> 32) << 32
-)
+WHEN NEW.seq <> 1 + coalesce((SELECT max(seq) FROM rows WHERE session = NEW.session), 0)
+    OR EXISTS (SELECT 1 FROM rows WHERE pk = NEW.pk)
 BEGIN
     SELECT raise(ABORT, 'a row of the log is only added right behind the last one');
-END;
-
-CREATE TRIGGER rows_belong_to_a_session BEFORE INSERT ON rows
-WHEN NOT EXISTS (SELECT 1 FROM sessions WHERE pk = NEW.pk >> 32)
-BEGIN
-    SELECT raise(ABORT, 'a row of the log belongs to a session');
 END;
 
 CREATE TRIGGER sessions_never_return BEFORE INSERT ON sessions
@@ -164,6 +161,6 @@ END;
 
 -- For people with a SQLite shell.
 CREATE VIEW log AS
-SELECT sessions.id AS session_id, rows.pk & 0xFFFFFFFF AS seq, rows.id, rows.type,
+SELECT sessions.id AS session_id, rows.seq, rows.id, rows.type,
     strftime('%Y-%m-%dT%H:%M:%fZ', rows.at / 1000000.0, 'unixepoch') AS at, rows.cuts, rows.body
-FROM rows JOIN sessions ON sessions.pk = rows.pk >> 32;
+FROM rows JOIN sessions ON sessions.pk = rows.session;
