@@ -476,7 +476,7 @@ async def test_a_new_brain_closes_the_request_that_the_old_one_left_open() -> No
             await made.say(brain, "go")
             await held.reached.wait()
         async with Brain.open(made.workplace) as brain:
-            brain.wake(made.session_id)
+            assert await brain.wake_unsettled(made.store) == 1
             await made.until("session.status_idle")
         assert (await made.shown()).count("span.model_request_end") == 2
         assert (await made.shown()).count("agent.message") == 1
@@ -513,3 +513,15 @@ async def test_a_fault_of_a_tool_driver_leaves_the_session_answerable() -> None:
         await made.say(brain, "and now?")
         await made.until("session.status_idle", times=2)
         assert "may have run" in str(script.requests[1].body)
+
+
+async def test_a_message_that_was_acknowledged_just_before_a_crash_is_answered() -> None:
+    script = Script(say("Hello."))
+    async with serve_scripted(script) as url, kitchen(url) as made:
+        message = ev.UserMessage(id=new_id("sevt"), content=(TextBlock(text="Hi"),))
+        await made.log.append(made.session_id, [event_draft(message)])
+        async with Brain.open(made.workplace) as brain:
+            assert await brain.wake_unsettled(made.store) == 1
+            await made.until("session.status_idle")
+        async with Brain.open(made.workplace) as brain:
+            assert await brain.wake_unsettled(made.store) == 0

@@ -3,9 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Self
+from dataclasses import replace
+from typing import Final, Self
 
 from galley_server.brain.runner import Runner, Workplace
+from galley_server.log.store import Summaries, SummaryQuery
+from galley_server.log.summary import Summary
+
+_PAGE: Final = 500
 
 
 class Brain:
@@ -43,6 +48,19 @@ class Brain:
         task = self._tasks.create_task(runner.run(), name=f"runner {session_id}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def wake_unsettled(self, summaries: Summaries[Summary]) -> int:
+        """Go on with whatever the server before this one left, and say how many sessions that are."""
+        woken, query = 0, SummaryQuery(limit=_PAGE)
+        while True:
+            page = await summaries.summaries(query)
+            for item in page.items:
+                if not item.summary.settled:
+                    self.wake(item.session_id)
+                    woken += 1
+            if page.next is None:
+                return woken
+            query = replace(query, after=page.next)
 
     @property
     def busy(self) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field, TypeAdapter
 
 from galley_server.log import internal
+from galley_server.log.projection import PROCESSED_TYPE, QUEUED_TYPES
 from galley_server.log.row import Row
 from galley_server.log.state import Status, add_active, add_usage
 from galley_server.log.store import SummaryColumns
@@ -39,6 +40,10 @@ class Summary:
     archived_at: datetime | None = None
     running_since: datetime | None = None
     usage: SessionUsage = field(default_factory=SessionUsage)
+    queued: int = 0
+    """Client events that are not processed yet."""
+    settled: bool = True
+    """False: something stands in the log that nobody has dealt with, so a starting server must look at the session."""
 
 
 _SUMMARY: Final[TypeAdapter[Summary]] = TypeAdapter(Summary)
@@ -54,6 +59,9 @@ _Content = Annotated[
     Field(discriminator="type"),
 ]
 _CONTENT: Final[TypeAdapter[_Content]] = TypeAdapter(_Content)
+_REPORTS: Final = frozenset({"internal.session_changed", "internal.archived", "session.updated", "session.deleted"})
+"""Rows that give nobody anything to do."""
+
 _SUMMARISED: Final = frozenset(
     {
         "internal.session_changed",
@@ -110,8 +118,23 @@ def summarise(previous: Summary | None, row: Row) -> Summary:
     if previous is None:
         return _first(row)
     if row.type not in _SUMMARISED:
-        return replace(previous, seq=row.seq)
-    summary = replace(previous, seq=row.seq, updated_at=row.at)
+        return _with_work(previous, row)
+    return _with_content(replace(previous, seq=row.seq, updated_at=row.at), row)
+
+
+def _with_work(summary: Summary, row: Row) -> Summary:
+    """Count what waits. The rows of a turn need no look: its status says that it is not over."""
+    queued = summary.queued
+    if row.type in QUEUED_TYPES:
+        queued += 1
+    elif row.type == PROCESSED_TYPE:
+        queued -= 1
+    over = row.type == PROCESSED_TYPE and queued == 0 and summary.status == "idle"
+    settled = over or (summary.settled and row.type in _REPORTS)
+    return replace(summary, seq=row.seq, queued=queued, settled=settled)
+
+
+def _with_content(summary: Summary, row: Row) -> Summary:
     content = _CONTENT.validate_json(row.body)
     match content:
         case internal.SessionCreated():
@@ -121,13 +144,13 @@ def summarise(previous: Summary | None, row: Row) -> Summary:
         case internal.Archived():
             return replace(summary, archived_at=row.at)
         case ev.StatusRunning():
-            return _with_status(summary, "running", row.at)
+            return replace(_with_status(summary, "running", row.at), settled=False)
         case ev.StatusIdle(stop_reason=reason):
-            return replace(_with_status(summary, "idle", row.at), stop_reason=reason)
+            return replace(_with_status(summary, "idle", row.at), stop_reason=reason, settled=summary.queued == 0)
         case ev.StatusRescheduled():
             return _with_status(summary, "rescheduling", row.at)
         case ev.StatusTerminated():
-            return _with_status(summary, "terminated", row.at)
+            return replace(_with_status(summary, "terminated", row.at), settled=True)
         case ev.ModelRequestEnd(model_usage=usage):
             return replace(summary, usage=add_usage(summary.usage, usage))
 
