@@ -14,6 +14,7 @@ GalleyError
 └── LogError                between the log and the brain; never reaches a face
     ├── AppendConflict      something arrived since the state was folded: fold and decide again
     ├── LeaseLost           another epoch owns the session: stop
+    ├── AlreadyAnswered     a repeatable call has its answer: nothing was done, give that answer again
     ├── ChainBroken         a row, or the head, is not what was written
     └── Lagged              a reader fell too far behind: read again from its cursor
 
@@ -114,6 +115,14 @@ class LeaseLost(LogError):
         super().__init__(f"{session_id} is held by epoch {epoch}, this writer has {fence}")
         self.fence = fence
         self.epoch = epoch
+
+
+class AlreadyAnswered(LogError):
+    """A call with this idempotency key has been answered. The effect was not repeated."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"a call with the idempotency key {key} was answered before")
+        self.key = key
 
 
 class ChainBroken(LogError):

@@ -6,8 +6,9 @@ from typing import Final, Self, TypeVar, assert_never
 from weakref import WeakSet
 
 from galley_server.errors import NotFound
+from galley_server.log.answers import Remembered
 from galley_server.log.row import Draft, Head, Preview, Row, Tombstone, parse_cursor
-from galley_server.log.store import Deleted, Grown, Notice, Rows
+from galley_server.log.store import Deleted, Grown, Guard, Notice, Rows
 from galley_server.log.tail import Bounds, Tail
 
 T = TypeVar("T")
@@ -36,9 +37,18 @@ class Log:
             log.close()
 
     async def append(
-        self, session_id: str, drafts: Sequence[Draft], *, fence: int | None = None, expected: int | None = None
+        self,
+        session_id: str,
+        drafts: Sequence[Draft],
+        *,
+        fence: int | None = None,
+        expected: int | None = None,
+        guard: Guard | None = None,
+        remember: Remembered | None = None,
     ) -> list[Row]:
-        return await self._rows.append(session_id, drafts, fence=fence, expected=expected)
+        return await self._rows.append(
+            session_id, drafts, fence=fence, expected=expected, guard=guard, remember=remember
+        )
 
     async def read(
         self,
@@ -60,9 +70,9 @@ class Log:
     async def take_lease(self, session_id: str) -> int:
         return await self._rows.take_lease(session_id)
 
-    async def delete(self, session_id: str, *, caller: str) -> Tombstone:
+    async def delete(self, session_id: str, *, caller: str, guard: Guard | None = None) -> Tombstone:
         """Delete the session; its tails end."""
-        return await self._rows.delete(session_id, caller=caller)
+        return await self._rows.delete(session_id, caller=caller, guard=guard)
 
     async def position(self, session_id: str, cursor: str) -> int:
         """Return the position a cursor names: `row_<seq>`, or an event id, which means its first row."""

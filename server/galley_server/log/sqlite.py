@@ -11,12 +11,13 @@ from typing import Final, Generic, Self, TypeVar
 import anyio.to_thread
 
 from galley_server.errors import AppendConflict, ChainBroken, ConfigError, LeaseLost, NotFound
-from galley_server.log import blobs
+from galley_server.log import answers, blobs
+from galley_server.log.answers import Remembered
 from galley_server.log.chain import GENESIS, ChainKey
 from galley_server.log.database import Database
 from galley_server.log.instant import from_micros, to_micros
 from galley_server.log.row import MAX_SEQ, Draft, Head, HeadMark, Row, Tombstone
-from galley_server.log.store import Deleted, Grown, Notice, SummaryCodec, SummaryPage, SummaryQuery, Watcher
+from galley_server.log.store import Deleted, Grown, Guard, Notice, SummaryCodec, SummaryPage, SummaryQuery, Watcher
 from galley_server.log.summary_table import SummaryTable
 from galley_server.log.verify import Verified, verify
 
@@ -92,7 +93,14 @@ class SqliteStore(Generic[S]):
         self._watchers.append(watcher)
 
     async def append(
-        self, session_id: str, drafts: Sequence[Draft], *, fence: int | None = None, expected: int | None = None
+        self,
+        session_id: str,
+        drafts: Sequence[Draft],
+        *,
+        fence: int | None = None,
+        expected: int | None = None,
+        guard: Guard | None = None,
+        remember: Remembered | None = None,
     ) -> list[Row]:
         if not drafts:
             raise ValueError("an append has at least one draft")
@@ -101,10 +109,17 @@ class SqliteStore(Generic[S]):
             cuts = await anyio.to_thread.run_sync(_cut_all, drafts)
         else:
             cuts = [blobs.Cut(draft.body, None, ()) for draft in drafts]
-        return await self._database.write(
-            lambda connection: self._append(connection, session_id, drafts, cuts, fence, expected),
-            committed=lambda rows: self._tell(Grown(session_id, tuple(rows))),
-        )
+
+        def append(connection: sqlite3.Connection) -> list[Row]:
+            if guard is not None:
+                self._guard(connection, session_id, guard)
+            rows = self._append(connection, session_id, drafts, cuts, fence, expected)
+            if remember is not None:
+                answer = remember.answer(rows)
+                answers.remember(connection, remember.key, remember.fingerprint, answer, at=rows[-1].at)
+            return rows
+
+        return await self._database.write(append, committed=lambda rows: self._tell(Grown(session_id, tuple(rows))))
 
     async def read(
         self,
@@ -151,9 +166,14 @@ class SqliteStore(Generic[S]):
 
         return await self._database.write(take)
 
-    async def delete(self, session_id: str, *, caller: str) -> Tombstone:
+    async def delete(self, session_id: str, *, caller: str, guard: Guard | None = None) -> Tombstone:
+        def delete(connection: sqlite3.Connection) -> Tombstone:
+            if guard is not None:
+                self._guard(connection, session_id, guard)
+            return self._delete(connection, session_id, caller)
+
         return await self._database.write(
-            lambda connection: self._delete(connection, session_id, caller),
+            delete,
             committed=lambda stone: self._tell(Deleted(stone.session_id)),
         )
 
@@ -181,6 +201,11 @@ class SqliteStore(Generic[S]):
             rebuilt += await self._database.write(partial(self._rebuild, session_id))
         await self._database.write(self._note_version)
         return rebuilt
+
+    def _guard(self, connection: sqlite3.Connection, session_id: str, guard: Guard) -> None:
+        data = _find(connection, session_id).summary
+        if data is not None:
+            guard(self._codec.to_columns(self._codec.decode(data)))
 
     def _append(
         self,

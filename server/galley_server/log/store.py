@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
+from galley_server.log.answers import Remembered
 from galley_server.log.row import Draft, Head, Row, Tombstone
 
 S = TypeVar("S")
@@ -27,6 +28,21 @@ Notice: TypeAlias = Grown | Deleted
 Watcher: TypeAlias = Callable[[Notice], None]
 
 
+@dataclass(frozen=True, slots=True)
+class SummaryColumns:
+    """What lists filter and sort by."""
+
+    status: str
+    agent_id: str
+    agent_version: int
+    created_at: datetime
+    archived: bool
+
+
+Guard: TypeAlias = Callable[[SummaryColumns], None]
+"""Raises if the session, as it is in the transaction, must not be changed so. Pure; it runs on the store's thread."""
+
+
 class Rows(Protocol):
     """Append-only, one gap-free sequence of rows per session.
 
@@ -36,12 +52,20 @@ class Rows(Protocol):
     """
 
     async def append(
-        self, session_id: str, drafts: Sequence[Draft], *, fence: int | None = None, expected: int | None = None
+        self,
+        session_id: str,
+        drafts: Sequence[Draft],
+        *,
+        fence: int | None = None,
+        expected: int | None = None,
+        guard: Guard | None = None,
+        remember: Remembered | None = None,
     ) -> list[Row]:
         """Add all drafts, or none, as one step. `expected=0` begins the session and is the only way to begin it.
 
-        Raises AppendConflict unless `expected`, if given, is the session's last position, and LeaseLost unless
-        `fence`, if given, is its newest epoch.
+        Raises AppendConflict unless `expected`, if given, is the session's last position, LeaseLost unless `fence`,
+        if given, is its newest epoch, and whatever `guard` raises for a session that exists. `remember` is kept in
+        the same step; AlreadyAnswered if its key was taken before.
         """
         ...
 
@@ -71,7 +95,7 @@ class Rows(Protocol):
         """Return a new epoch, greater than every one before. Appends fenced with an older one now raise LeaseLost."""
         ...
 
-    async def delete(self, session_id: str, *, caller: str) -> Tombstone:
+    async def delete(self, session_id: str, *, caller: str, guard: Guard | None = None) -> Tombstone:
         """Remove the rows and what only they used, leaving a signed tombstone. The id can never be begun again."""
         ...
 
@@ -79,17 +103,6 @@ class Rows(Protocol):
         """Have `watcher` called on the event loop after each commit, per session in order, even if the caller of
         `append` has been cancelled meanwhile. It must return at once and must not raise."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class SummaryColumns:
-    """What lists filter and sort by."""
-
-    status: str
-    agent_id: str
-    agent_version: int
-    created_at: datetime
-    archived: bool
 
 
 class SummaryCodec(Protocol[S]):

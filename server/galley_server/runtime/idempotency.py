@@ -1,0 +1,62 @@
+"""Repeatable calls: a call with a key takes effect once, and every repetition gets the first answer.
+
+The answer is kept in the transaction of the effect, so there is no instant at which one exists without the other, and
+two calls at the same time cannot both take effect: the second one's transaction is undone.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from galley_server.errors import AlreadyAnswered, InvalidRequest, RequestError
+from galley_server.log.answers import Remembered, recall
+from galley_server.log.database import Database
+from galley_server.log.row import Row
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """`fingerprint` tells one request from another: a key is good for one request only."""
+
+    key: str
+    fingerprint: str
+
+    def remembered(self, answer: Callable[[Sequence[Row]], bytes]) -> Remembered:
+        return Remembered(self.key, self.fingerprint, answer)
+
+
+class Once:
+    """Where answers are looked up."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def run(
+        self, once: Idempotency | None, effect: Callable[[], Awaitable[T]], again: Callable[[bytes], Awaitable[T]]
+    ) -> T:
+        """Run `effect`, which must remember its answer in its own transaction, or give an earlier answer `again`."""
+        if once is None:
+            return await effect()
+        answer = await self._recall(once)
+        if answer is not None:
+            return await again(answer)
+        try:
+            return await effect()
+        except (AlreadyAnswered, RequestError):
+            # A twin of this call was faster. Its effect may also be what made this one break a rule.
+            answer = await self._recall(once)
+            if answer is None:
+                raise
+            return await again(answer)
+
+    async def _recall(self, once: Idempotency) -> bytes | None:
+        found = await self._database.read(lambda connection: recall(connection, once.key))
+        if found is None:
+            return None
+        if found.fingerprint != once.fingerprint:
+            raise InvalidRequest(
+                f"idempotency-key: '{once.key}' was used for another request; take a new key for a new request"
+            )
+        return found.answer
