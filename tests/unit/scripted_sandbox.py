@@ -41,6 +41,8 @@ class ScriptedSandbox:
     alive: bool = True
     misbehaves: bool = False
     """Answers the next call with nonsense."""
+    mute: bool = False
+    """Answers no question and takes no file."""
     drops: int = 0
     """How many of the next calls run and then lose the connection before the answer."""
     open_lines: int = 0
@@ -108,6 +110,10 @@ class ScriptedHand:
 
     async def query(self, call_id: str) -> CallState:
         self.place.check()
+        if self.place.misbehaves:
+            raise HandMisbehaved("nonsense")
+        if self.place.mute:
+            await asyncio.Event().wait()
         if call_id in self.place.acknowledged:
             return Acknowledged()
         kept = self.place.kept.get(call_id)
@@ -128,6 +134,8 @@ class ScriptedHand:
 
     async def put_file(self, path: str, source: AsyncIterator[bytes], *, mode: int = 0o644) -> None:
         self.place.check()
+        if self.place.mute:
+            await asyncio.Event().wait()
         content = b"".join([piece async for piece in source])
         if content == b"too much":
             raise FileRefused(path, "no space left on device")
@@ -149,6 +157,7 @@ class ScriptedDriver:
         self.provisions = 0
         self.broken: SandboxError | None = None
         self.stuck_destroys = 0
+        self.slow_probe = False
         self.began = asyncio.Event()
         self.removed = asyncio.Event()
         self.gate: asyncio.Event | None = None
@@ -157,6 +166,8 @@ class ScriptedDriver:
 
     async def probe(self) -> Probe:
         self.probes += 1
+        if self.slow_probe:
+            await asyncio.Event().wait()
         if self.broken is not None:
             raise self.broken
         return Probe(self.name, "it is a script")

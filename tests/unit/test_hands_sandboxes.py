@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 from galley_sandbox.errors import SandboxUnavailable
 from galley_sandbox.port import UPLOADS, Driver, Sandbox, Spec, TextBlock, ToolResult
-from galley_server.hands import station, supply
+from galley_server.hands import mounts, station, supply
 from galley_server.hands.port import Hands, Mount, ToolCall, ToolOutcome
 from galley_server.hands.sandboxes import SandboxHands
 from galley_server.wire.content import TextBlock as WireText
@@ -180,6 +180,40 @@ async def test_a_driver_that_is_too_slow_is_an_error_and_not_a_hang(
     with pytest.raises(SandboxUnavailable, match="did not start a sandbox within"):
         await hands.incarnation(S, [])
     assert driver.cancelled == 1
+
+
+async def test_a_probe_that_hangs_is_passed_over(
+    opened: Opener, driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supply, "PROBE_S", 0.01)
+    driver.slow_probe = True
+    async with opened(driver, ScriptedDriver("other")) as hands:
+        assert (await hands.incarnation(S, [])).startswith("other")
+
+
+@pytest.mark.parametrize("flaw", ["mute", "misbehaves"])
+async def test_a_hand_that_fails_its_ping_is_replaced_before_a_call_is_sent(
+    hands: SandboxHands, driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch, flaw: str
+) -> None:
+    monkeypatch.setattr(station, "QUIET_S", 0.0)
+    monkeypatch.setattr(station, "PING_S", 0.01)
+    incarnation = await hands.incarnation(S, [])
+    first = driver.only
+    setattr(first, flaw, True)
+    if flaw == "mute":
+        first.alive = False
+    assert await hands.incarnation(S, [], last=incarnation) != incarnation
+    assert driver.destroyed == [first.id]
+
+
+async def test_a_hand_that_takes_no_file_is_given_up(
+    hands: SandboxHands, driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounts, "FILE_S", 0.01)
+    await hands.incarnation(S, [])
+    driver.only.mute = True
+    with pytest.raises(SandboxUnavailable, match="lost while it was being prepared"):
+        await hands.incarnation(S, [UPLOAD])
 
 
 # Calls.
@@ -606,6 +640,15 @@ async def test_an_unforeseen_failure_is_told_in_words_and_harms_no_other_session
         await hands.incarnation(S, [])
     outcome = await hands.execute("sesn_other", bash("sevt_1"), driver.only.incarnation)
     assert said(outcome) == "ran sevt_1"
+
+
+async def test_an_unforeseen_failure_of_a_call_still_gives_an_outcome(
+    hands: SandboxHands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incarnation = await hands.incarnation(S, [])
+    monkeypatch.setattr(station, "from_sandbox", None)
+    outcome = await hands.execute(S, bash("sevt_1"), incarnation)
+    assert said(outcome).startswith("interrupted, may have run: the server failed unexpectedly")
 
 
 async def test_the_sandbox_hands_keep_the_ports_promise(hands: SandboxHands) -> None:

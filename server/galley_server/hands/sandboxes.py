@@ -12,7 +12,7 @@ from galley_sandbox.port import Driver, Limits
 
 from galley_server.hands import inputs, tools
 from galley_server.hands.port import FileSource, LiveSessions, Mount, ToolCall, ToolDefinition, ToolOutcome
-from galley_server.hands.results import failed
+from galley_server.hands.results import failed, interrupted
 from galley_server.hands.station import Station
 from galley_server.hands.supply import Supply
 from galley_server.wire.agent import SessionAgent
@@ -62,7 +62,7 @@ class SandboxHands:
         files: FileSource,
         limits: Limits | None = None,
         most: int = 200,
-        at_once: int = 4,
+        at_once: int = 8,
     ) -> AsyncIterator[Self]:
         """Adopt what survived and probe the drivers, both in the background, and close without touching a sandbox.
 
@@ -95,7 +95,7 @@ class SandboxHands:
 
     def prepare(self, session_id: str, mounts: Sequence[Mount]) -> None:
         if not self._closed:
-            _ = self._spawn(partial(self._prepare, session_id, mounts), f"prepare {session_id}")
+            _ = self._spawn(partial(_prepare, self._station(session_id), mounts), f"prepare {session_id}")
 
     async def incarnation(self, session_id: str, mounts: Sequence[Mount], *, last: str | None = None) -> str:
         return await self._station(session_id).incarnation(mounts, last=last)
@@ -129,7 +129,12 @@ class SandboxHands:
     async def _run(self, session_id: str, call: ToolCall, incarnation: str, *, sent: bool) -> ToolOutcome:
         if (refused := self.refused(call)) is not None:
             return refused
-        return await self._station(session_id).run(call, incarnation, sent=sent, limit_s=self._limit_s(call))
+        try:
+            return await self._station(session_id).run(call, incarnation, sent=sent, limit_s=self._limit_s(call))
+        except Exception:
+            # The boundary of a call: whatever nobody foresaw, the model gets an answer and the session goes on.
+            log.exception("tool call %s failed", call.event_id)
+            return interrupted("the server failed unexpectedly; its log says how")
 
     def _limit_s(self, call: ToolCall) -> float:
         asked = call.input.get("timeout_ms")
@@ -143,13 +148,6 @@ class SandboxHands:
             station = Station(session_id, self._supply, self._files, self._spawn)
             self._stations[session_id] = station
         return station
-
-    async def _prepare(self, session_id: str, mounts: Sequence[Mount]) -> None:
-        try:
-            _ = await self._station(session_id).prepare(mounts)
-        except SandboxError as error:
-            # The call that follows tries again, and then it is told.
-            log.info("no sandbox for %s yet: %s", session_id, error)
 
     async def _release(self, session_id: str, station: Station) -> None:
         try:
@@ -177,6 +175,14 @@ class SandboxHands:
             station.close()
         for task in self._tasks:
             task.cancel()
+
+
+async def _prepare(station: Station, mounts: Sequence[Mount]) -> None:
+    try:
+        _ = await station.prepare(mounts)
+    except SandboxError as error:
+        # The call that follows tries again, and then it is told.
+        log.info("no sandbox yet: %s", error)
 
 
 async def _guarded(work: Callable[[], Coroutine[None, None, None]], name: str) -> None:

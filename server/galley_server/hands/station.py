@@ -6,32 +6,26 @@ holds the connection for as long as it is good; everybody else only uses the han
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from galley_sandbox.errors import (
     CallRefused,
-    FileRefused,
-    HandMisbehaved,
     SandboxError,
     SandboxLost,
     SandboxUnavailable,
 )
-from galley_sandbox.port import UPLOADS, Hand
 
-from galley_server.errors import RequestError
+from galley_server.hands.line import LOST, Attempt, Held, Line, answer_within, connect
+from galley_server.hands.mounts import put_missing
 from galley_server.hands.port import FileSource, Mount, ToolCall, ToolOutcome
 from galley_server.hands.results import failed, from_sandbox, interrupted, not_run, with_notes
-from galley_server.hands.supply import Placed, Spawn, Supply
+from galley_server.hands.supply import Spawn, Supply
 
 log: Final = logging.getLogger(__name__)
-
-CONNECT_S: Final = 10.0
-CONNECT_AGAIN_S: Final = (0.05, 0.2, 0.5)
-"""Pauses between attempts to reach a sandbox; after the last it counts as lost."""
 
 MAX_DROPS: Final = 5
 """How often one call may lose its connection and ask again."""
@@ -40,64 +34,14 @@ QUIET_S: Final = 1.0
 """A connection silent for longer is tried before a dispatch is logged: a death between two turns then costs no call."""
 
 PING_S: Final = 5.0
+"""How long a hand may take over a question that needs no work."""
+
 SETTLE_S: Final = 5.0
 """How long an interrupted call may take to end before it is given up."""
 
 GONE: Final = "The sandbox of earlier calls is gone, with its files and processes. This is a fresh one."
-LOST: Final = "the sandbox was lost; the next call gets a fresh one, without earlier files"
 OVER: Final = "The session is over."
 USER: Final = "the user interrupted"
-
-
-@dataclass(eq=False, slots=True)
-class Held:
-    """The session's sandbox and what was done to it."""
-
-    placed: Placed
-    mounted: set[Mount] = field(default_factory=set)
-    """Files that are in place, or were refused and told of."""
-    lost: bool = False
-    """Not to be used again, only to be removed."""
-
-
-@dataclass(eq=False, slots=True)
-class Line:
-    """An open connection to the hand of one incarnation."""
-
-    held: Held
-    hand: Hand
-    heard: float
-    bad: bool = False
-    """Dropped, or not to be trusted any more: no new call uses it."""
-    stir: asyncio.Event = field(default_factory=asyncio.Event)
-    """Wakes the task that holds the connection: there are results to acknowledge, or the line is bad."""
-
-    @property
-    def incarnation(self) -> str:
-        return self.held.placed.sandbox.incarnation
-
-    def drop(self) -> None:
-        self.bad = True
-        self.stir.set()
-
-
-@dataclass(eq=False, slots=True)
-class Attempt:
-    """One try at a connection, shared by all who wait for it."""
-
-    may_provision: bool
-    wanted: str | None
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    line: Line | None = None
-    error: SandboxError | None = None
-
-    def succeed(self, line: Line) -> None:
-        self.line = line
-        self.ended.set()
-
-    def fail(self, error: SandboxError) -> None:
-        self.error = error
-        self.ended.set()
 
 
 @dataclass(eq=False, slots=True)
@@ -142,10 +86,12 @@ class Station:
             line = await self._open(last)
             try:
                 await self._ping(line)
-                await self._mount(line, mounts)
+                if not line.held.mounted.issuperset(mounts):
+                    async with self._mounting:
+                        await put_missing(line, mounts, self._files, self._notes.append)
             except SandboxLost as error:
                 lost = error
-                line.drop()
+                line.fail(error)
             else:
                 return line.incarnation
         raise SandboxUnavailable(
@@ -182,15 +128,13 @@ class Station:
             if (running := self._running.get(call_id)) is not None:
                 running.interrupt(soon if running.sent else 0)
         try:
-            # After a restart nothing is connected yet, and still the calls may be running.
-            line = await self._reach(None)
-        except SandboxError:
-            return
-        try:
-            for call_id in call_ids:
-                await line.hand.cancel(call_id)
-        except SandboxLost:
-            line.drop()
+            async with asyncio.timeout(SETTLE_S):
+                # After a restart nothing is connected yet, and still the calls may be running.
+                line = await self._reach(None)
+                for call_id in call_ids:
+                    await line.hand.cancel(call_id)
+        except (SandboxError, TimeoutError) as error:
+            log.info("interrupt of %s in %s: %r", ", ".join(call_ids), self._session_id, error)
 
     def acknowledge(self, call_id: str) -> None:
         """Let the hand forget a result, soon: the holder of the connection tells it."""
@@ -224,20 +168,15 @@ class Station:
         for _ in range(MAX_DROPS):
             try:
                 line = await self._reach(incarnation)
-            except SandboxError as error:
+            except SandboxLost as error:
                 return interrupted(str(error)) if running.sent else not_run(str(error))
             running.sent = True
             # Sorted, because the hand takes an id asked for again with other bytes for another call.
             given = dict(sorted(call.input.items()))
             try:
                 result = await line.hand.call(call.event_id, call.name, given)
-            except HandMisbehaved:
-                log.warning("the hand of %s broke the protocol; its sandbox is given up", self._session_id)
-                line.held.lost = True
-                line.drop()
-                return interrupted(LOST)
-            except SandboxLost:
-                line.drop()
+            except SandboxLost as error:
+                line.fail(error)
             except CallRefused as refusal:
                 return failed(f"{call.name}: {refusal}")
             else:
@@ -256,41 +195,16 @@ class Station:
             self._line.drop()
         return interrupted(f"the sandbox did not answer within {limit_s:.0f} s")
 
-    # Files.
+    # Opening and holding the connection.
 
     async def _ping(self, line: Line) -> None:
         now = asyncio.get_running_loop().time()
         if now - line.heard < QUIET_S:
             return
-        try:
-            async with asyncio.timeout(PING_S):
-                await line.hand.query("ping")
-        except TimeoutError:
-            raise SandboxLost(f"the hand did not answer within {PING_S:.0f} s") from None
+        with suppress(CallRefused):
+            async with answer_within(PING_S):
+                _ = await line.hand.query("ping")
         line.heard = now
-
-    async def _mount(self, line: Line, mounts: Sequence[Mount]) -> None:
-        mounted = line.held.mounted
-        if mounted.issuperset(mounts):
-            return
-        async with self._mounting:
-            for mount in mounts:
-                if mount not in mounted:
-                    # What survived a restart got its files before its first call, and they may have been edited since.
-                    if not (line.held.placed.survived and await _exists(line.hand, mount.path)):
-                        await self._put(line.hand, mount)
-                    mounted.add(mount)
-
-    async def _put(self, hand: Hand, mount: Mount) -> None:
-        mode = 0o444 if mount.path.startswith(UPLOADS + "/") else 0o644
-        try:
-            await hand.put_file(mount.path, self._files.content(mount.file_id), mode=mode)
-        except FileRefused as refusal:
-            self._notes.append(f"The file {mount.path} could not be put into the sandbox: {refusal.reason}.")
-        except RequestError as error:
-            self._notes.append(f"The file {mount.path} could not be put into the sandbox: {error.message}")
-
-    # Opening and holding the connection.
 
     async def _open(self, wanted: str | None) -> Line:
         """The open line, or a new one, to a new sandbox if need be. Raises SandboxUnavailable."""
@@ -302,16 +216,16 @@ class Station:
             if attempt.line is not None:
                 return attempt.line
             if attempt.may_provision:
-                raise _unavailable(attempt.error)
+                raise _unavailable(attempt.error or SandboxLost(LOST))
 
     async def _reach(self, incarnation: str | None) -> Line:
-        """A line to this very incarnation, or to whichever the session has. Raises SandboxError."""
+        """A line to this very incarnation, or to whichever the session has. Raises SandboxLost."""
         line = self._line
         if line is None or line.bad:
             attempt = self._attempt or self._begin(Attempt(may_provision=False, wanted=incarnation))
             await attempt.ended.wait()
             if attempt.line is None:
-                raise attempt.error or SandboxLost(LOST)
+                raise SandboxLost(str(attempt.error or LOST))
             line = attempt.line
         if incarnation not in (None, line.incarnation):
             raise SandboxLost(LOST)
@@ -339,6 +253,8 @@ class Station:
                     line.stir.clear()
         except SandboxError as error:
             attempt.fail(error)
+            if attempt.line is not None and isinstance(error, SandboxLost):
+                attempt.line.fail(error)
         finally:
             if self._attempt is attempt:
                 self._attempt = None
@@ -351,7 +267,8 @@ class Station:
         for call_id in list(self._durable):
             # Refused while the call still runs, as one that was just interrupted may: it is told again next time.
             with suppress(CallRefused):
-                await line.hand.acknowledge(call_id)
+                async with answer_within(PING_S):
+                    await line.hand.acknowledge(call_id)
                 self._durable.discard(call_id)
 
     @asynccontextmanager
@@ -359,13 +276,13 @@ class Station:
         async with AsyncExitStack() as stack:
             held = await self._have(attempt)
             try:
-                hand = await _connect(held.placed, stack)
+                hand = await connect(held.placed, stack)
             except SandboxLost:
                 held.lost = True
                 if not attempt.may_provision:
                     raise
                 held = await self._have(attempt)
-                hand = await _connect(held.placed, stack)
+                hand = await connect(held.placed, stack)
             yield Line(held, hand, heard=asyncio.get_running_loop().time())
 
     async def _have(self, attempt: Attempt) -> Held:
@@ -386,33 +303,8 @@ class Station:
         return self._held
 
 
-async def _connect(placed: Placed, stack: AsyncExitStack) -> Hand:
-    for pause in (*CONNECT_AGAIN_S, None):
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                return await stack.enter_async_context(placed.sandbox.connect())
-        except HandMisbehaved:
-            raise
-        except (SandboxLost, TimeoutError) as error:
-            if pause is None:
-                raise SandboxLost(LOST) from error
-            await asyncio.sleep(pause)
-    raise AssertionError("the last pause is None")
-
-
-async def _exists(hand: Hand, path: str) -> bool:
-    pieces = hand.get_file(path)
-    try:
-        await anext(pieces, None)
-    except FileRefused:
-        return False
-    finally:
-        if isinstance(pieces, AsyncGenerator):
-            await pieces.aclose()
-    return True
-
-
-def _unavailable(error: SandboxError | None) -> SandboxUnavailable:
+def _unavailable(error: SandboxError) -> SandboxUnavailable:
+    """A fresh error for each that waited: one exception object must not be raised in several tasks."""
     if isinstance(error, SandboxUnavailable):
-        return error
+        return SandboxUnavailable(error.message, fix=error.fix)
     return SandboxUnavailable(f"No sandbox could be had: {error}.", fix="try again; `galley doctor` tests the sandbox.")

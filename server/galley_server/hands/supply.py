@@ -20,6 +20,7 @@ Spawn: TypeAlias = Callable[[Callable[[], Coroutine[None, None, None]], str], as
 """Start a named task in the group that owns it, where an unexpected failure is logged and ends nothing else."""
 
 ADOPT_S: Final = 15.0
+PROBE_S: Final = 120.0
 PROVISION_S: Final = 120.0
 DESTROY_AGAIN_S: Final = (1.0, 5.0, 15.0, 60.0)
 
@@ -144,9 +145,12 @@ class Supply:
         failures: list[SandboxUnavailable] = []
         for driver in self._drivers:
             try:
-                probe = await driver.probe()
+                async with asyncio.timeout(PROBE_S):
+                    probe = await driver.probe()
             except SandboxUnavailable as error:
                 failures.append(error)
+            except TimeoutError:
+                failures.append(_too_slow(driver, "pass its probe", PROBE_S))
             else:
                 log.info("sandboxes are made by %s (%s)", probe.driver, probe.detail)
                 return driver
