@@ -23,7 +23,7 @@ class StateFiles:
 
     @property
     def lock(self) -> Path:
-        return self.home / "run" / "server.lock"
+        return self.home / "server.lock"
 
     @property
     def sandboxes(self) -> Path:

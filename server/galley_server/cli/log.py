@@ -29,9 +29,7 @@ _PAGE: Final = 500
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     chosen = parser().parse_args(argv)
-    files = StateFiles(home_of(environ))
-    if not files.database.exists():
-        raise ConfigError(f"there is no store in {files.home}: set GALLEY_HOME to the home that the server uses")
+    files = existing_store(environ)
     match chosen.what:
         case "verify":
             return _verify(files, chosen.session_id, chosen.head)
@@ -40,6 +38,20 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         case _:
             asyncio.run(_export(files, chosen.session_id, chosen.output))
     return 0
+
+
+def existing_store(environ: Mapping[str, str]) -> StateFiles:
+    files = StateFiles(home_of(environ))
+    if not files.database.exists():
+        raise ConfigError(f"there is no store in {files.home}: set GALLEY_HOME to the home that the server uses")
+    return files
+
+
+def key_of(files: StateFiles) -> ChainKey:
+    """The key as it is. Opening it like a server would make a new one where it is missing."""
+    if not files.chain_key.exists():
+        raise ConfigError(f"{files.chain_key} is missing: without it nothing can be proven; restore it from a backup")
+    return ChainKey.open(files.chain_key)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,7 +89,7 @@ def _head(text: str) -> HeadMark:
 def _verify(files: StateFiles, session_id: str | None, head: HeadMark | None) -> int:
     if session_id is None and head is not None:
         raise ConfigError("--head belongs to one session: name it")
-    key = _key(files)
+    key = key_of(files)
     broken = 0
     with reading(files.database) as connection:
         for one in session_ids(connection) if session_id is None else [session_id]:
@@ -134,13 +146,7 @@ async def _rows(files: StateFiles, session_id: str, after: int) -> AsyncIterator
 async def _store(files: StateFiles) -> AsyncIterator[SqliteStore[Summary]]:
     """The store, only to be read: not opened as a server would, which would claim it."""
     async with Database.open(files.database, readonly=True) as database:
-        yield SqliteStore(database, _key(files), SessionSummaries(), clock=lambda: datetime.now(UTC))
-
-
-def _key(files: StateFiles) -> ChainKey:
-    if not files.chain_key.exists():
-        raise ConfigError(f"{files.chain_key} is missing: without it nothing can be proven; restore it from a backup")
-    return ChainKey.open(files.chain_key)
+        yield SqliteStore(database, key_of(files), SessionSummaries(), clock=lambda: datetime.now(UTC))
 
 
 def _width() -> int:
