@@ -31,6 +31,7 @@ from galley_server.mcp.strict import Refusal, read_message
 MAX_SESSIONS = 512
 SESSION_IDLE_S = 30 * 60.0
 _BODY_S = 30.0
+_HEARD_OUT = 4 * MAX_CLIENT_LINE
 _SESSION_HEADER = "mcp-session-id"
 _VERSION_HEADER = "mcp-protocol-version"
 
@@ -166,7 +167,15 @@ class HTTPEndpoint:
     async def _serve(self, request: Request, message: JSONRPCMessage | None, receive: Receive, send: Send) -> None:
         id_ = message.id if isinstance(message, JSONRPCRequest) else None
         session_id = request.headers.get(_SESSION_HEADER)
-        exchange = Exchange(id_, send)
+
+        def note_session(status: int, headers: Headers) -> None:
+            opened = headers.get(_SESSION_HEADER)
+            if session_id is None and opened is not None and status < 400:
+                self._sessions.opened(opened, time.monotonic())
+            elif session_id is not None and (status == 404 or (request.method == "DELETE" and status < 300)):
+                self._sessions.ended(session_id)
+
+        exchange = Exchange(id_, send, note_session)
         self._exchanges.add(exchange)
         self._quiet.clear()
         try:
@@ -178,15 +187,6 @@ class HTTPEndpoint:
             self._exchanges.discard(exchange)
             if not self._exchanges:
                 self._quiet.set()
-        self._note_session(request.method, session_id, exchange)
-
-    def _note_session(self, method: str, session_id: str | None, exchange: Exchange) -> None:
-        if session_id is None:
-            opened = exchange.headers.get(_SESSION_HEADER)
-            if opened is not None and exchange.status < 400:
-                self._sessions.opened(opened, time.monotonic())
-        elif exchange.status == 404 or (method == "DELETE" and exchange.status < 300):
-            self._sessions.ended(session_id)
 
     async def _end_session(self, session_id: str) -> None:
         """As if its client had sent DELETE: the SDK has no other public way."""
@@ -206,15 +206,20 @@ class _TooLarge(Exception):
 
 
 async def _body(request: Request) -> bytes:
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > MAX_CLIENT_LINE:
-        raise _TooLarge
     body = bytearray()
+    size = 0
     async with asyncio.timeout(_BODY_S):
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_CLIENT_LINE:
+            size += len(chunk)
+            if size > MAX_CLIENT_LINE:
+                body.clear()
+            else:
+                body += chunk
+            # A client that is still sending when the connection closes never sees the answer: listen a while longer.
+            if size > _HEARD_OUT:
                 raise _TooLarge
+    if size > MAX_CLIENT_LINE:
+        raise _TooLarge
     return bytes(body)
 
 

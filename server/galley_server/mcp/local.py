@@ -143,7 +143,7 @@ class LocalShim:
         self._server: socket.socket | None = None
         self._starter: Starter | None = None
         self._losses: list[float] = []
-        self._silent = 0  # connections in a row on which the server said nothing
+        self._silent = 0  # connections in a row on which the server answered nothing
 
     def run(self) -> None:
         self._seek_server()
@@ -220,7 +220,7 @@ class LocalShim:
         if not data:
             self._lose_server()
             return
-        self._silent = 0
+        answers = self._relay.answers
         for line in self._from_server.feed(data):
             if isinstance(line, TooLong):
                 self._relay.settled(line.id)
@@ -228,6 +228,8 @@ class LocalShim:
                 self._client.put(error_line(line.id, INTERNAL_ERROR, f"{problem} Ask for less at once."))
             elif self._relay.from_server(line):
                 self._client.put(line + b"\n")
+        if self._relay.answers > answers:
+            self._silent = 0
 
     def _lose_server(self) -> None:
         assert self._server is not None

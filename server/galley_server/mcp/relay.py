@@ -72,6 +72,7 @@ class Relay:
         self._log_level: dict[str, object] | None = None
         self._subscribed: dict[str, dict[str, object]] = {}
         self._swallow: set[RequestId] = set()
+        self.answers = 0  # how many requests a server has answered
 
     @property
     def waiting(self) -> bool:
@@ -102,6 +103,7 @@ class Relay:
         id_ = answered_id(line)
         if id_ is None:
             return True
+        self.answers += 1
         if id_ in self._swallow:
             self._swallow.discard(id_)
             return False

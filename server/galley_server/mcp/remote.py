@@ -342,6 +342,7 @@ def _messages(response: http.client.HTTPResponse) -> Iterator[bytes]:
         while data := response.read1(_READ):
             for event in reader.feed(data):
                 yield _one_line(event)
+        response.close()
     elif kind == "application/json":
         body = response.read(MAX_SERVER_LINE + 1)
         if len(body) > MAX_SERVER_LINE:
@@ -357,6 +358,7 @@ def _one_line(message: bytes) -> bytes:
 
 
 def _drain(response: http.client.HTTPResponse) -> None:
-    """What is left is at most the end of a stream; more than a little is not worth keeping the connection for."""
+    """Read what is left, at most the end of a stream, so that the connection can be used again."""
     while response.read1(_READ):
         pass
+    response.close()  # read1 does not notice the end of a body of known length

@@ -7,7 +7,7 @@ import secrets
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -74,16 +74,16 @@ class SocketEndpoint:
         """Listen on `path`, whose directory must be ours alone. Leaving ends every connection."""
         endpoint = cls(server, path)
         lowlevel = lowlevel_of(server)
-        async with lowlevel.lifespan(lowlevel) as state, asyncio.TaskGroup() as tasks:
-            endpoint._lifespan_state = state
-            endpoint._tasks = tasks
-            loop = asyncio.get_running_loop()
-            listening = _bind(path)
-            endpoint._listener = await loop.create_unix_server(lambda: Pipe(endpoint), sock=listening)
-            try:
-                yield endpoint
-            finally:
-                await endpoint._close()
+        with closing(_bind(path)) as listening:
+            async with lowlevel.lifespan(lowlevel) as state, asyncio.TaskGroup() as tasks:
+                endpoint._lifespan_state = state
+                endpoint._tasks = tasks
+                loop = asyncio.get_running_loop()
+                endpoint._listener = await loop.create_unix_server(lambda: Pipe(endpoint), sock=listening)
+                try:
+                    yield endpoint
+                finally:
+                    await endpoint.close()
 
     def retire(self) -> bool:
         """Stop listening if nobody is connected: whether it did. A client that comes later starts a new server."""
@@ -123,7 +123,8 @@ class SocketEndpoint:
             self._listener = None
             self._path.unlink(missing_ok=True)
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Stop listening, answer what is under way, and hang up on everybody."""
         self._stop_listening()
         close_listen_streams(self._server)
         for pipe in list(self._pipes):
