@@ -69,6 +69,9 @@ def test_a_bad_script_file_ends_it_with_a_sentence(tmp_path: Path) -> None:
     [
         ("POST", "/v1/messages", HEADERS, b"{", 400, "The request body is not valid JSON"),
         ("POST", "/v1/messages", HEADERS, b"\xff", 400, "The request body is not valid JSON"),
+        ("POST", "/v1/messages", HEADERS, b'{"model": NaN}', 400, "not valid JSON: unexpected token NaN"),
+        ("POST", "/v1/messages", HEADERS, b'["\\ud83c"]', 400, "not valid JSON: no low surrogate in string"),
+        ("POST", "/v1/messages", HEADERS, b"[" * 100_000, 400, "The request body is not valid JSON"),
         ("POST", "/v1/messages", {"x-api-key": "k"}, b"{}", 400, "anthropic-version: header is required"),
         ("POST", "/v1/messages", {}, b"{}", 401, "x-api-key header is required"),
         ("POST", "/v1/complete", HEADERS, b"{}", 404, "Not found"),

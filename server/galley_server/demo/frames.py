@@ -100,7 +100,7 @@ def events(composed: Composed, pace: Pace) -> list[bytes]:
     }
     frames = [_event("message_start", start)]
     for index, block in enumerate(composed.content):
-        frames.extend(_block_events(index, block, pace.chunk_chars))
+        frames.extend(_block_events(index, block, pace))
         if index == 0:
             frames.insert(2, PING)
     if not composed.content:
@@ -150,13 +150,14 @@ def error_body(kind: str, text: str, request_id: str) -> dict[str, JSON]:
     return {"type": "error", "error": {"type": kind, "message": text}, "request_id": request_id}
 
 
-def _block_events(index: int, block: Said, chunk: int) -> Iterator[bytes]:
+def _block_events(index: int, block: Said, pace: Pace) -> Iterator[bytes]:
     opening = _dump(_opening(block))
     yield (
         f'event: content_block_start\ndata: {{"type":"content_block_start","index":{index},'
         f'"content_block":{opening}}}\n\n'
     ).encode()
     head = f'event: content_block_delta\ndata: {{"type":"content_block_delta","index":{index},"delta":{{"type":'
+    chunk = (isinstance(block, ToolUse) and pace.input_chunk_chars) or pace.chunk_chars
     for kind, field, piece in _deltas(block, max(chunk, 1)):
         yield f'{head}"{kind}","{field}":{json.dumps(piece)}}}}}\n\n'.encode()
     yield b'event: content_block_stop\ndata: {"type":"content_block_stop","index":%d}\n\n' % index

@@ -15,6 +15,7 @@ import asyncio
 import inspect
 import json
 import math
+import re
 import signal
 import socket
 import sys
@@ -155,11 +156,7 @@ class MessagesServer:
     def _request(self, body: bytes, head: _Head, *, counting: bool = False) -> Request:
         if b"anthropic-version" not in head.headers:
             raise InvalidRequest("anthropic-version: header is required")
-        try:
-            document: JSON = json.loads(body)
-        except ValueError as error:
-            raise InvalidRequest(f"The request body is not valid JSON: {error}") from error
-        request = read_request(document, betas=b"anthropic-beta" in head.headers, counting=counting)
+        request = read_request(_parse(body), betas=b"anthropic-beta" in head.headers, counting=counting)
         _known(request.model)
         dialogue.check(request, prefill=self._prefill)
         return request
@@ -347,6 +344,27 @@ async def _hold(hold: Hold, exchange: _Exchange) -> None:
     await exchange.unless_gone(released())
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"unexpected token {name}")
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
+_SURROGATE: Final = re.compile(rb"\\ud[89a-f]", re.IGNORECASE)
+
+
+def _parse(body: bytes) -> JSON:
+    """Stricter than Python: no NaN and no half of a surrogate pair, which an agent may cut out of a tool's output."""
+    try:
+        document: JSON = _DECODER.decode(body.decode())
+        if _SURROGATE.search(body):
+            json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("The request body is not valid JSON: no low surrogate in string") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}") from error
+    return document
+
+
 def _witness(brain: object) -> Witness | None:
     return brain if isinstance(brain, Witness) else None
 
@@ -447,11 +465,11 @@ async def _serve_until_signalled(brain: Brain, host: str, port: int) -> None:
 
 
 def _brain(arguments: argparse.Namespace) -> Brain:
+    if arguments.analyst:
+        return Analyst()
     pace = Pace(arguments.delay_ms / 1000, arguments.token_delay_ms / 1000, arguments.chunk_chars)
     if arguments.script:
         return load_rules(Path(arguments.script), pace=pace)
-    if arguments.analyst:
-        return Analyst(pace)
     return lambda request: say(request.asked or "(nothing)", pace=pace)
 
 
@@ -464,7 +482,9 @@ def main() -> None:
     parser.add_argument("--chunk-chars", type=int, default=24, help="characters in a piece")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--script", metavar="FILE.json")
-    which.add_argument("--analyst", action="store_true", help="the rule-based data analyst of the demo")
+    which.add_argument(
+        "--analyst", action="store_true", help="the rule-based data analyst of the demo, at its own pace"
+    )
     arguments = parser.parse_args()
     try:
         brain = _brain(arguments)

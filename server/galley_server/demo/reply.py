@@ -36,6 +36,8 @@ class Pace:
     first_token_s: float = 0.0
     per_token_s: float = 0.0
     chunk_chars: int = 24
+    input_chunk_chars: int | None = None
+    """The same for the arguments of tool calls, if they shall come in other pieces."""
 
 
 AT_ONCE: Final = Pace()

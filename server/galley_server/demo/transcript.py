@@ -82,6 +82,18 @@ class Request:
         return "\n".join(part.text for part in self.messages[message].content[: block + 1] if isinstance(part, Text))
 
     @property
+    def asked_earlier(self) -> str:
+        """What the user wrote before that."""
+        position = self._newest_question()
+        return "\n".join(
+            part.text
+            for message in self.messages[: position[0] if position else 0]
+            if message.role == "user"
+            for part in message.content
+            if isinstance(part, Text)
+        )
+
+    @property
     def questions(self) -> int:
         """How many user messages carry text: the number of the current turn."""
         return sum(
