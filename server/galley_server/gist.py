@@ -13,9 +13,13 @@ def gist(event: Mapping[str, JSON], *, width: int = 100) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text on one line, safe for a terminal: what a model or a sandbox wrote may hold escape sequences."""
-    folded = " ".join(text.split())
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in folded)
+    """Text on one line, safe for a terminal."""
+    return printable(" ".join(text.split()))
+
+
+def printable(line: str) -> str:
+    """A line safe for a terminal: what a model or a sandbox wrote may hold escape sequences."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line.expandtabs())
 
 
 def _words(event: Mapping[str, JSON]) -> str:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, TextIO
 
-from galley_server.gist import JSON, gist, one_line
+from galley_server.gist import JSON, gist, printable
 
 _PREVIEW_LINES: Final = 6
 _COLOURS: Final[Mapping[str, str]] = {
@@ -61,17 +61,10 @@ class Timeline:
 
 def _printed(event: Mapping[str, JSON]) -> list[str]:
     """The first lines of a tool's output, and how many more there are."""
-    lines = [
-        one_line(line) if line.strip() == line else _indented(line) for line in text_of(event).rstrip().splitlines()
-    ]
+    lines = [printable(line) for line in text_of(event).rstrip().splitlines()]
     if len(lines) <= _PREVIEW_LINES:
         return lines
     return [*lines[: _PREVIEW_LINES - 1], f"… {len(lines) - _PREVIEW_LINES + 1} more lines"]
-
-
-def _indented(line: str) -> str:
-    blanks = len(line) - len(line.lstrip())
-    return " " * blanks + one_line(line)
 
 
 def text_of(event: Mapping[str, JSON]) -> str:
