@@ -27,7 +27,7 @@ class Job(Generic[T]):
     Made and settled on the event loop; in between it belongs to one thread.
     """
 
-    __slots__ = ("_committed", "_error", "_function", "_result", "future", "writes")
+    __slots__ = ("_committed", "_error", "_function", "_ran", "_result", "future", "writes")
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Job(Generic[T]):
         self._function = function
         self._committed = committed
         self._result: T
+        self._ran = False
         self._error: BaseException | None = None
 
     @property
@@ -49,13 +50,14 @@ class Job(Generic[T]):
 
     def run(self, connection: sqlite3.Connection) -> None:
         self._result = self._function(connection)
+        self._ran = True
 
     def fail(self, error: BaseException) -> None:
         self._error = error
 
     def settle(self) -> None:
         """Tell whoever waits. `committed` is called even when nobody waits any more: the write has happened."""
-        if self._error is None and self._committed is not None:
+        if self._ran and self._error is None and self._committed is not None:
             try:
                 self._committed(self._result)
             except Exception as error:  # the boundary between one job and the others of its batch

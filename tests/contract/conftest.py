@@ -1,0 +1,14 @@
+"""Every store behind the port, one after another: each claim of the contract suite is made of all of them."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.store_kit import Kit, open_kit
+
+
+@pytest.fixture(params=["memory", "file"])
+async def kit(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kit]:
+    async with open_kit(":memory:" if request.param == "memory" else tmp_path / "galley.db") as opened:
+        yield opened
