@@ -22,6 +22,11 @@ class StateFiles:
         return self.home / "api_key"
 
     @property
+    def home_id(self) -> Path:
+        """What this home's sandboxes are marked with."""
+        return self.home / "home_id"
+
+    @property
     def lock(self) -> Path:
         return self.home / "server.lock"
 
@@ -29,3 +34,8 @@ class StateFiles:
     def sandboxes(self) -> Path:
         """What the drivers keep on this machine."""
         return self.home / "sandboxes"
+
+    @property
+    def uploads(self) -> Path:
+        """The contents of files, each named by its hash."""
+        return self.home / "files"

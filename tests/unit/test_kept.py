@@ -1,11 +1,11 @@
-"""The key file of a home."""
+"""The API key and the id of a home."""
 
 import stat
 from pathlib import Path
 
 import pytest
-from galley_server.api_key import api_key_of
 from galley_server.errors import ConfigError
+from galley_server.kept import api_key_of, home_id_of
 from galley_server.secret import Secret
 
 
@@ -39,6 +39,17 @@ def test_a_file_without_a_usable_key_is_refused_without_showing_it(tmp_path: Pat
     path = tmp_path / "api_key"
     path.write_text(content)
     path.chmod(0o600)
-    with pytest.raises(ConfigError, match="does not hold a key") as caught:
+    with pytest.raises(ConfigError, match="remove it") as caught:
         api_key_of(tmp_path / "api_key", None)
     assert content.strip() == "" or content.strip() not in str(caught.value)
+
+
+def test_the_id_of_a_home_stays(tmp_path: Path) -> None:
+    first = home_id_of(tmp_path / "home_id")
+    assert home_id_of(tmp_path / "home_id") == first
+    assert first.startswith("home_")
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        home_id_of(tmp_path / "nowhere" / "home_id")
