@@ -1,9 +1,11 @@
 """The server around the app: its address, its Unix socket, and an end that open streams cannot delay."""
 
 import asyncio
+import itertools
 import socket
 import stat
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -15,6 +17,13 @@ from galley_server.http.stream import EventStream, Frame, Pace
 from starlette.types import Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True)
+class Item:
+    type: str
+    body: bytes = b"{}"
+    cursor: str | None = None
 
 
 class Silent:
@@ -69,6 +78,27 @@ async def test_a_request_that_will_not_end_is_cut_off_in_time() -> None:
         assert asyncio.get_running_loop().time() - began < 3
         await app.cancelled.wait()
         await response.aclose()
+
+
+async def test_a_reader_that_takes_nothing_cannot_hold_up_the_end() -> None:
+    closing, flooded = asyncio.Event(), asyncio.Event()
+
+    async def flood(scope: Scope, receive: Receive, send: Send) -> None:
+        async def items() -> AsyncGenerator[Frame]:
+            for size in itertools.repeat(1 << 20):
+                asyncio.get_running_loop().call_soon(flooded.set)
+                yield Item("x" * size)
+
+        await EventStream(items(), closing=closing, request_id="req_1", pace=Pace())(scope, receive, send)
+
+    async with asyncio.timeout(10):
+        async with serve(flood, host="127.0.0.1", port=0, closing=closing, grace_s=1) as address:
+            _, writer = await asyncio.open_connection(address.host, address.port, limit=1)
+            writer.write(b"GET / HTTP/1.1\r\nhost: galley\r\n\r\n")
+            await flooded.wait()
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 4
+        writer.transport.abort()
 
 
 async def test_the_unix_socket_serves_the_owner_only_and_leaves_with_the_server(tmp_path: Path) -> None:

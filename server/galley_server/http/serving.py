@@ -51,7 +51,9 @@ async def serve(
         server = _Server(
             uvicorn.Config(
                 app,
+                interface="asgi3",
                 lifespan="off",
+                proxy_headers=False,
                 ws="none",
                 log_config=None,
                 access_log=False,
