@@ -232,6 +232,13 @@ def test_a_second_question_in_the_session_means_the_same_file(desk: Desk) -> Non
     assert shown(answer) == [(name, us(value)) for name, value in reversed(ranked(rows)[-2:])]
 
 
+def test_a_guess_is_named_as_a_guess(desk: Desk) -> None:
+    put(desk, "book;price;copies\nEmma;9,50;2\nDune;7,00;1\n")
+    answer = desk.ask(ASK)
+    assert shown(answer) == [("Emma", "19.00"), ("Dune", "7.00")]
+    assert "I take `book` for the product, for no column is called so." in answer
+
+
 def test_it_ranks_by_units_and_by_other_columns(desk: Desk) -> None:
     put(desk, "customer,product,price,qty\nAnn,A,1,5\nBob,B,9,2\nAnn,B,9,1\n")
     assert [row[1:] for row in table(desk.ask("top 2 products by units sold"))] == [

@@ -27,6 +27,9 @@ def columns(header: str, *rows: str, noun: str = "products") -> Columns | None:
         ("product,profit,discount,sales", Columns(0, None, None, 3)),
         ("Product Category,Product,Net Sales,Sales Qty", Columns(1, None, 3, 2)),
         ("product,total units,total price", Columns(0, None, 1, 2)),
+        ("ORDERNUMBER,QUANTITYORDERED,PRICEEACH,PRODUCTLINE,PRODUCTCODE,CUSTOMERNAME", Columns(3, 2, 1, None)),
+        ("name,no. of items,price", Columns(0, 2, 1, None)),
+        ("InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID", Columns(2, 5, 3, None)),
     ],
 )
 def test_names_are_understood_in_any_dress(header: str, expected: Columns) -> None:
@@ -48,6 +51,11 @@ def test_another_noun_chooses_its_own_column() -> None:
 @pytest.mark.parametrize("header", ["date,temperature,humidity", "customer,email,phone", "a,b,c"])
 def test_where_no_product_is_named_none_is_guessed(header: str) -> None:
     assert columns(header) is None
+
+
+def test_the_only_column_of_words_is_taken_for_the_product_and_marked_as_a_guess() -> None:
+    assert columns("date,book,price,copies", "2026-01-02,Emma,9.50,2") == Columns(1, 2, 3, None, guessed=True)
+    assert columns("book,author,price,copies", "Emma,Austen,9.50,2") is None
 
 
 def test_a_title_and_blank_lines_before_the_header_are_stepped_over() -> None:

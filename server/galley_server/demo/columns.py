@@ -32,7 +32,7 @@ _PRODUCT: Final = (*_PRODUCT_PROPER, *_stems("name title sku description bezeich
 _PRICE: Final = _stems("price preis einzelpreis stuckpreis precio prix prezzo preco prijs pris msrp rate cost")
 _QUANTITY: Final = _stems(
     "quantity qty quantite cantidad quantita quantidade menge anzahl stuckzahl aantal antal unit piece pc pcs count "
-    "volume sold ordered"
+    "volume stuck copies portions sold ordered"
 )
 _REVENUE: Final = _stems(
     "revenue turnover umsatz erlos sale subtotal total amount gross net value gesamt summe betrag ingreso importe "
@@ -50,6 +50,9 @@ _SAYS_WHICH: Final = frozenset(_stems("id number no code category segment type l
 _NOT_MONEY_IN: Final = frozenset(
     _stems("tax taxes vat mwst discount rabatt shipping freight fee profit margin cogs commission percent pct rate")
 )
+_FILLERS: Final = frozenset(_stems("each per of the in"))
+_KNOWN: Final = _OTHER.union(_PRODUCT, _PRICE, _QUANTITY, _REVENUE, _NOT_MONEY_IN, _FILLERS)
+_LONGEST: Final = 40
 _DELIMITERS: Final = ",;\t|"
 
 
@@ -71,6 +74,8 @@ class Columns:
     price: int | None
     quantity: int | None
     revenue: int | None
+    guessed: bool = False
+    """No name says that `group` holds the products: it is the only column of words that is left."""
 
     @property
     def has_revenue(self) -> bool:
@@ -81,7 +86,17 @@ def words(name: str) -> tuple[str, ...]:
     """Split a name into plain lower-case words: `unitPrice`, `Unit-Price` and `UNIT_PRICE` are the same."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.replace("ß", "ss"))
     plain = unicodedata.normalize("NFKD", spaced).encode("ascii", "ignore").decode().lower()
-    return tuple(stem(word) for word in re.findall(r"[a-z]+", plain))
+    return tuple(part for word in re.findall(r"[a-z]+", plain) for part in _parts(word))
+
+
+def _parts(word: str) -> tuple[str, ...]:
+    """Cut `PRICEEACH` in two, but only into words that are known."""
+    if stem(word) in _KNOWN or len(word) > _LONGEST:
+        return (stem(word),)
+    for end in range(len(word) - 2, 2, -1):
+        if stem(word[:end]) in _KNOWN and _KNOWN.issuperset(rest := _parts(word[end:])):
+            return (stem(word[:end]), *rest)
+    return (stem(word),)
 
 
 def read_table(text: str) -> Table | None:
@@ -108,9 +123,11 @@ def choose(table: Table, noun: str) -> Columns | None:
     if found["quantity"] is None and found["price"] is not None and _looks_like_a_count(table, found["revenue"]):
         found["quantity"], found["revenue"] = found["revenue"], None
     group = _group(table.header, noun, taken)
-    if group is None:
+    guess = _only_words(table, taken) if group is None and is_product(noun) and taken else None
+    if group is None and guess is None:
         return None
-    return Columns(group, found["price"], found["quantity"], found["revenue"])
+    place = group if group is not None else guess or 0
+    return Columns(place, found["price"], found["quantity"], found["revenue"], guessed=group is None)
 
 
 def is_product(noun: str) -> bool:
@@ -164,6 +181,21 @@ def _group(header: Sequence[str], noun: str, taken: set[int]) -> int | None:
     return named[0] if named else None
 
 
+def _only_words(table: Table, taken: set[int]) -> int | None:
+    """The one column left that holds words and is about nothing else, if there is just one."""
+    left = [
+        index
+        for index, name in enumerate(table.header)
+        if index not in taken and _OTHER.isdisjoint(words(name)) and _mostly_letters(table, index)
+    ]
+    return left[0] if len(left) == 1 else None
+
+
+def _mostly_letters(table: Table, index: int) -> bool:
+    cells = [row[index] for row in table.rows if index < len(row) and row[index]]
+    return sum(bool(re.search(r"[^\W\d_]{2}", cell)) for cell in cells) * 2 > len(cells)
+
+
 def _best(header: Sequence[str], role: Role, taken: set[int]) -> int | None:
     scores = {index: _score(words(name), role) for index, name in enumerate(header) if index not in taken}
     best = max(scores, key=lambda index: (scores[index], -index), default=None)
@@ -177,6 +209,8 @@ def _score(name: tuple[str, ...], role: Role) -> float:
         case "price":
             return 0 if _hit(name, ("total", "line", "extended", "gesamt")) else _money_score(name, _PRICE)
         case "quantity":
+            if "of" in name and not {"number", "no", "num"}.isdisjoint(name):
+                return 1
             # A unit price and a sales value have words of both kinds: the price and the value win.
             return 0 if _hit(name, _PRICE) or _hit(name, ("revenue", "value", "amount")) else _hit(name, _QUANTITY)
         case "revenue":

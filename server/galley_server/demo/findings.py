@@ -175,6 +175,11 @@ def _skipped(result: Mapping[str, JSON]) -> str:
 
 
 def _method(table: Table, chosen: Columns, question: Question) -> str:
+    guess = f"I take `{table.header[chosen.group]}` for the product, for no column is called so. "
+    return (guess if chosen.guessed else "") + _sum(table, chosen, question)
+
+
+def _sum(table: Table, chosen: Columns, question: Question) -> str:
     if question.measure == "quantity" and chosen.quantity is not None:
         return f"Ranked by the sum of `{table.header[chosen.quantity]}`."
     if chosen.revenue is not None:
