@@ -43,6 +43,8 @@ class ScriptedSandbox:
     """Answers the next call with nonsense."""
     mute: bool = False
     """Answers no question and takes no file."""
+    shut: bool = False
+    """Takes no new connection."""
     drops: int = 0
     """How many of the next calls run and then lose the connection before the answer."""
     open_lines: int = 0
@@ -62,6 +64,8 @@ class ScriptedSandbox:
     async def connect(self) -> AsyncIterator["ScriptedHand"]:
         self.connects += 1
         self.check()
+        if self.shut:
+            await asyncio.Event().wait()
         self.open_lines += 1
         await self.move()
         try:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 from galley_sandbox.errors import SandboxUnavailable
 from galley_sandbox.port import UPLOADS, Driver, Sandbox, Spec, TextBlock, ToolResult
-from galley_server.hands import mounts, station, supply
+from galley_server.hands import line, mounts, station, supply
 from galley_server.hands.port import Hands, Mount, ToolCall, ToolOutcome
 from galley_server.hands.sandboxes import SandboxHands
 from galley_server.wire.content import TextBlock as WireText
@@ -216,6 +216,18 @@ async def test_a_hand_that_takes_no_file_is_given_up(
         await hands.incarnation(S, [UPLOAD])
 
 
+async def test_a_preparation_that_fails_is_silent_and_the_call_that_follows_is_told(
+    hands: SandboxHands, driver: ScriptedDriver
+) -> None:
+    driver.gate = asyncio.Event()
+    hands.prepare(S, [])
+    await driver.began.wait()
+    driver.broken = SandboxUnavailable("The engine is away.", fix="bring it back.")
+    driver.gate.set()
+    with pytest.raises(SandboxUnavailable, match="The engine is away"):
+        await hands.incarnation(S, [])
+
+
 # Calls.
 
 
@@ -328,6 +340,31 @@ async def test_a_hand_that_answers_too_late_is_given_up(
     call = ToolCall("sevt_1", "bash", {"command": "true", "timeout_ms": 10})
     outcome = await hands.execute(S, call, incarnation)
     assert said(outcome).startswith("interrupted, may have run: the sandbox did not answer within")
+
+
+async def test_a_call_whose_sandbox_cannot_be_reached_in_time_did_not_run(
+    hands: SandboxHands, driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("galley_server.hands.sandboxes.GRACE_S", 0.0)
+    incarnation = await hands.incarnation(S, [])
+    driver.only.drops, driver.only.shut = 1, True
+    call = ToolCall("sevt_1", "bash", {"command": "true", "timeout_ms": 10})
+    joined = await hands.execute(S, call, incarnation)
+    assert said(joined).startswith("interrupted, may have run: the sandbox did not answer")
+    never_sent = await hands.execute(S, ToolCall("sevt_2", "bash", {"command": "true", "timeout_ms": 10}), incarnation)
+    assert said(never_sent).startswith("interrupted, did not run: the sandbox could not be reached")
+    assert driver.only.ran == ["sevt_1"]
+
+
+async def test_a_sandbox_that_does_not_take_a_connection_is_replaced(
+    hands: SandboxHands, driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "CONNECT_S", 0.01)
+    incarnation = await hands.incarnation(S, [])
+    driver.only.drops, driver.only.shut = 1, True
+    outcome = await hands.execute(S, bash("sevt_1"), incarnation)
+    assert said(outcome) == f"interrupted, may have run: {line.LOST}"
+    assert await hands.incarnation(S, []) != incarnation
 
 
 async def test_an_acknowledged_result_is_forgotten_by_the_hand_even_over_a_drop(
@@ -475,6 +512,13 @@ async def test_closing_leaves_the_sandbox_in_place_and_the_next_server_goes_on_w
         assert await hands.incarnation(S, [], last=incarnation) == incarnation
         assert said(await hands.execute(S, bash("sevt_1"), incarnation)) == "ran sevt_1"
     assert driver.provisions == 1
+
+
+async def test_what_survived_is_connected_before_anybody_calls(opened: Opener, driver: ScriptedDriver) -> None:
+    place = driver.place(S)
+    async with opened():
+        await place.until(lambda: place.open_lines == 1)
+    assert driver.provisions == 0
 
 
 async def test_a_call_that_finished_before_the_crash_is_not_run_again(opened: Opener, driver: ScriptedDriver) -> None:

@@ -81,17 +81,21 @@ class Attempt:
 
 async def connect(placed: Placed, stack: AsyncExitStack) -> Hand:
     """Open a line that `stack` closes. Raises SandboxError."""
-    for pause in (*CONNECT_AGAIN_S, None):
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                return await stack.enter_async_context(placed.sandbox.connect())
-        except HandMisbehaved:
-            raise
-        except (SandboxLost, TimeoutError) as error:
-            if pause is None:
-                raise SandboxLost(LOST) from error
-            await asyncio.sleep(pause)
-    raise AssertionError("the last pause is None")
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            for pause in CONNECT_AGAIN_S:
+                try:
+                    return await stack.enter_async_context(placed.sandbox.connect())
+                except HandMisbehaved:
+                    raise
+                except SandboxLost:
+                    await asyncio.sleep(pause)
+            return await stack.enter_async_context(placed.sandbox.connect())
+    except HandMisbehaved:
+        raise
+    except (SandboxLost, TimeoutError) as error:
+        log.info("sandbox %s is lost: %r", placed.sandbox.id, error)
+        raise SandboxLost(LOST) from error
 
 
 @asynccontextmanager

@@ -48,7 +48,9 @@ class SandboxHands:
         self._tasks: set[asyncio.Task[None]] = set()
         self._files = files
         self._limits = limits
-        self._supply = Supply(drivers, sessions, self._spawn, limits=limits, most=most, at_once=at_once)
+        self._supply = Supply(
+            drivers, sessions, self._spawn, survived=self._survived, limits=limits, most=most, at_once=at_once
+        )
         self._stations: dict[str, Station] = {}
         self._closed = False
 
@@ -155,6 +157,9 @@ class SandboxHands:
         finally:
             if self._stations.get(session_id) is station:
                 del self._stations[session_id]
+
+    def _survived(self, session_id: str) -> None:
+        _ = self._spawn(self._station(session_id).hold, f"hold {session_id}")
 
     async def _settle(self) -> None:
         await self._supply.adopt()

@@ -99,6 +99,13 @@ class Station:
             fix="try again; `galley doctor` tests the sandbox.",
         )
 
+    async def hold(self) -> None:
+        """Connect to a sandbox that survived, before anybody calls: a hand that is left alone ends itself in time."""
+        surviving = await self._supply.surviving()
+        if surviving.get(self._session_id) == 1:  # of several, the log says which is the right one
+            with suppress(SandboxLost):
+                _ = await self._reach(None)
+
     async def incarnation(self, mounts: Sequence[Mount], *, last: str | None) -> str:
         """What the next dispatch is logged with. If files of earlier calls are gone, the next result says so."""
         incarnation = await self.prepare(mounts, last=last)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,8 @@ class Supply:
     """Gives each session at most one sandbox, and at most `most` sandboxes in all.
 
     `drivers` are tried in order; the first whose probe succeeds is chosen for the life of this server. Before a driver
-    provisions anything, what it left of an earlier run is adopted, or destroyed if its session is over.
+    provisions anything, what it left of an earlier run is adopted, or destroyed if its session is over; `survived` is
+    called with the session of each that is adopted.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Supply:
         sessions: LiveSessions,
         spawn: Spawn,
         *,
+        survived: Callable[[str], None],
         limits: Limits,
         most: int,
         at_once: int,
@@ -54,6 +56,7 @@ class Supply:
         self._drivers = tuple(drivers)
         self._sessions = sessions
         self._spawn = spawn
+        self._survived = survived
         self._limits = limits
         self._most = most
         self._at_once = asyncio.Semaphore(at_once)
@@ -105,14 +108,20 @@ class Supply:
                 self._remove_beside(placed)
         return kept
 
-    async def surviving(self) -> frozenset[str]:
-        """The sessions whose sandboxes survived and were not handed over yet."""
+    async def surviving(self) -> Mapping[str, int]:
+        """How many sandboxes survived for each session and were not handed over yet."""
         await self._settled.wait()
-        return frozenset(self._survivors)
+        return {session_id: len(found) for session_id, found in self._survivors.items()}
 
     async def remove(self, placed: Placed) -> None:
         """Destroy a session's sandbox. Raises SandboxError if it may still be there; its place stays taken then."""
-        await placed.driver.destroy(placed.sandbox.id)
+        try:
+            await placed.driver.destroy(placed.sandbox.id)
+        except OSError as error:
+            raise SandboxUnavailable(
+                f"The lost sandbox {placed.sandbox.id} could not be removed: {error!r}.",
+                fix="see what holds it, then try again.",
+            ) from error
         self._taken.discard(placed.sandbox.session_id)
 
     async def remove_for_good(self, placed: Placed) -> None:
@@ -181,6 +190,7 @@ class Supply:
                 if sandbox.session_id in alive:
                     self._taken.add(sandbox.session_id)
                     self._survivors.setdefault(sandbox.session_id, []).append(placed)
+                    self._survived(sandbox.session_id)
                 else:
                     self._remove_beside(placed)
             self._adopted.add(driver.name)
@@ -192,9 +202,9 @@ class Supply:
         for attempt in count():
             try:
                 return await placed.driver.destroy(placed.sandbox.id)
-            except SandboxError as error:
+            except (SandboxError, OSError) as error:
                 pause = DESTROY_AGAIN_S[min(attempt, len(DESTROY_AGAIN_S) - 1)]
-                log.warning("sandbox %s is not gone yet, trying again in %.0f s: %s", placed.sandbox.id, pause, error)
+                log.warning("sandbox %s is not gone yet, trying again in %.0f s: %r", placed.sandbox.id, pause, error)
                 await asyncio.sleep(pause)
 
 
