@@ -206,6 +206,26 @@ async def test_a_header_that_contradicts_the_body_is_refused(tmp_path: Path) -> 
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32020)
 
 
+async def test_blanks_around_a_header_value_are_no_part_of_it(tmp_path: Path) -> None:
+    message = call(1, "echo", text="hi")
+    body = json.dumps({"jsonrpc": "2.0", **message})
+    headers = {"Host": "localhost", **headers_of(), **modern(message), "Mcp-Name": "  echo \t "}
+    lines = [f"{name}: {value}" for name, value in {**headers, "Content-Length": str(len(body))}.items()]
+    async with serving(tmp_path) as face:
+        reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+        writer.write("\r\n".join(["POST /mcp HTTP/1.1", *lines, "", body]).encode())
+        status = await reader.readline()
+        writer.close()
+    assert status == b"HTTP/1.1 200 OK\r\n"
+
+
+async def test_a_modern_request_without_its_version_header_is_told_which_one_is_missing(tmp_path: Path) -> None:
+    async with serving(tmp_path) as face:
+        answer = await face.ask(call(1, "echo", text="hi"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32020)
+    assert "MCP-Protocol-Version" in answer.json()["error"]["message"]
+
+
 async def test_a_session_lives_until_it_is_deleted(tmp_path: Path) -> None:
     async with serving(tmp_path) as face:
         headers = await face.session()

@@ -299,3 +299,18 @@ def test_the_shim_is_also_what_the_command_runs(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert str(home) in run.stderr
     assert json.dumps(run.stdout) == '""'
+
+
+async def test_a_home_with_a_long_path_works_all_the_same(home: Path) -> None:
+    long = home / ("long" * 30)
+    long.mkdir()
+    async with over_stdio(long) as wire, over_stdio(long) as other:
+        answers = [await wire.ask(call(1, "pid")), await other.ask(call(1, "pid"))]
+        await kill_server(long)
+        after = await wire.ask(call(2, "pid"))
+    pids = [answer["result"]["structuredContent"]["result"] for answer in (*answers, after)]
+    assert pids[0] == pids[1] != pids[2]
+    elsewhere = Path((long / "run" / "galley.sock.path").read_text())
+    os.kill(pids[2], signal.SIGKILL)
+    elsewhere.unlink()
+    elsewhere.parent.rmdir()

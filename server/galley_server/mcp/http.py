@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 from mcp.server import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp_types import INTERNAL_ERROR, JSONRPCMessage, JSONRPCRequest
+from mcp_types import HEADER_MISMATCH, INTERNAL_ERROR, JSONRPCMessage, JSONRPCRequest
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -24,7 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from galley_server.mcp.exchange import Exchange
 from galley_server.mcp.gate import Denied, Gate
 from galley_server.mcp.lines import MAX_CLIENT_LINE, too_long_message
-from galley_server.mcp.server import SHUTTING_DOWN, close_listen_streams
+from galley_server.mcp.server import SHUTTING_DOWN, close_listen_streams, is_modern
 from galley_server.mcp.sessions import SessionBook
 from galley_server.mcp.strict import Refusal, read_message
 
@@ -32,6 +32,7 @@ MAX_SESSIONS = 512
 SESSION_IDLE_S = 30 * 60.0
 _BODY_S = 30.0
 _HEARD_OUT = 4 * MAX_CLIENT_LINE
+_NO_SESSION = "The Mcp-Session-Id header is missing: send initialize first."
 _SESSION_HEADER = "mcp-session-id"
 _VERSION_HEADER = "mcp-protocol-version"
 
@@ -96,7 +97,9 @@ class HTTPEndpoint:
             await self._quiet.wait()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
+        # RFC 9110, 5.5: blanks around a value are no part of it; not every HTTP parser takes them off.
+        stripped = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+        request = Request({**scope, "headers": stripped}, receive)
         denied = self._gate.check(request.method, request.headers)
         if denied is None and self._closing:
             denied = Denied(503, SHUTTING_DOWN, INTERNAL_ERROR, headers={"Retry-After": "1"})
@@ -146,10 +149,13 @@ class HTTPEndpoint:
             if id_ is not None and self._sessions.answering(session_id, id_):
                 return Denied(400, "A request with this id is still waiting for its answer.", id=id_)
             return None
-        if not isinstance(message, JSONRPCRequest) or message.method != "initialize":
-            problem = "The Mcp-Session-Id header is missing (send initialize first), or MCP-Protocol-Version is."
-            return Denied(400, problem, id=id_)
-        return await self._make_room(message)
+        if not isinstance(message, JSONRPCRequest):
+            return Denied(400, _NO_SESSION)
+        if message.method == "initialize":
+            return await self._make_room(message)
+        if is_modern(message.params):
+            return Denied(400, "The MCP-Protocol-Version header is missing.", HEADER_MISMATCH, id_)
+        return Denied(400, _NO_SESSION, id=id_)
 
     async def _make_room(self, message: JSONRPCRequest) -> Denied | None:
         now = time.monotonic()

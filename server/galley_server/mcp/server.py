@@ -6,7 +6,7 @@ The SDK is pinned below its next minor release: this module and the two transpor
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, assert_never
 
 from mcp.server import MCPServer, Server
@@ -24,7 +24,7 @@ from mcp.server.subscriptions import (
     ToolsListChanged,
 )
 from mcp.shared.exceptions import MCPError
-from mcp_types import INTERNAL_ERROR
+from mcp_types import INTERNAL_ERROR, PROTOCOL_VERSION_META_KEY
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
@@ -78,6 +78,12 @@ def close_listen_streams(server: MCPServer[Any]) -> None:
     entry = lowlevel_of(server).get_request_handler("subscriptions/listen")
     if entry is not None and isinstance(entry.handler, ListenHandler):
         entry.handler.close()
+
+
+def is_modern(params: Mapping[str, Any] | None) -> bool:
+    """Whether a request is written in the modern era: each carries its protocol version in itself."""
+    meta = params.get("_meta") if params else None
+    return isinstance(meta, dict) and PROTOCOL_VERSION_META_KEY in meta
 
 
 @contextlib.contextmanager

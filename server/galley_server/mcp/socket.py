@@ -26,7 +26,6 @@ from mcp_types import (
     CONNECTION_CLOSED,
     INTERNAL_ERROR,
     INVALID_REQUEST,
-    PROTOCOL_VERSION_META_KEY,
     ErrorData,
     JSONRPCError,
     JSONRPCMessage,
@@ -40,7 +39,7 @@ from galley_server.errors import ConfigError
 from galley_server.home import require_private
 from galley_server.mcp.lines import MAX_CLIENT_LINE, MAX_SERVER_LINE, LineReader, TooLong, too_long_message
 from galley_server.mcp.peer import is_ours, peer_uid
-from galley_server.mcp.server import SHUTTING_DOWN, close_listen_streams, lowlevel_of
+from galley_server.mcp.server import SHUTTING_DOWN, close_listen_streams, is_modern, lowlevel_of
 from galley_server.mcp.strict import Refusal, read_message
 
 MAX_CLIENTS = 128
@@ -337,7 +336,7 @@ class Conversation:
             raise MCPError(INTERNAL_ERROR, f"{MAX_IN_FLIGHT} requests of this connection are under way; wait for some.")
         self._in_flight += 1
         try:
-            if method == "initialize" or not _is_modern(params):
+            if method == "initialize" or not is_modern(params):
                 return await self._legacy.on_request(dctx, method, params)
             route = classify_inbound_request({"method": method, "params": params})
             if isinstance(route, InboundLadderRejection):
@@ -345,11 +344,6 @@ class Conversation:
             return await self._modern(dctx, method, params)
         finally:
             self._in_flight -= 1
-
-
-def _is_modern(params: Mapping[str, Any] | None) -> bool:
-    meta = params.get("_meta") if params else None
-    return isinstance(meta, dict) and PROTOCOL_VERSION_META_KEY in meta
 
 
 def _sorry(message: JSONRPCMessage, why: str) -> bytes:
