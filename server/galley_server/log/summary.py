@@ -45,6 +45,16 @@ class Summary:
     settled: bool = True
     """False: something stands in the log that nobody has dealt with, so a starting server must look at the session."""
 
+    @property
+    def shown_status(self) -> Status:
+        """What clients see: a session with something to do is running, even if its first step is still to come.
+
+        Else a client that sends a message and polls for `idle` would take the idle before its turn for the one after.
+        A message queued behind a required action changes nothing: the session goes on waiting for the action.
+        """
+        blocked = isinstance(self.stop_reason, ev.RequiresAction) and self.queued > 0
+        return "running" if self.status == "idle" and not self.settled and not blocked else self.status
+
 
 _SUMMARY: Final[TypeAdapter[Summary]] = TypeAdapter(Summary)
 _Content = Annotated[
@@ -165,7 +175,7 @@ class SessionSummaries:
 
     def to_columns(self, summary: Summary) -> SummaryColumns:
         return SummaryColumns(
-            status=summary.status,
+            status=summary.shown_status,
             agent_id=summary.agent_id,
             agent_version=summary.agent_version,
             created_at=summary.created_at,

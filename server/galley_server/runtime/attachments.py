@@ -1,14 +1,16 @@
 """What a file in a message stands for when a model is asked: an image, a PDF, or text."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from anyio import to_thread
 
 from galley_server.brain.prompt import FileContents
+from galley_server.errors import InvalidRequest
 from galley_server.runtime.files import Files
 from galley_server.wire.content import Base64Source, PlainTextSource
+from galley_server.wire.event_request import AnyClientEvent, file_references
 
 IMAGES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 PDF: Final = "application/pdf"
@@ -40,6 +42,21 @@ def is_document(mime_type: str) -> bool:
 
 def is_text(mime_type: str) -> bool:
     return mime_type.startswith("text/") or mime_type in _TEXT or mime_type.endswith(("+json", "+xml"))
+
+
+async def check_attachments(files: Files, events: Sequence[AnyClientEvent], field: str) -> None:
+    """Raise, naming the place, unless every file that the events refer to is there and can be shown to a model."""
+    references = [
+        (f"{field}.{index}." + ".".join(map(str, place)), kind, file_id)
+        for index, event in enumerate(events)
+        for place, kind, file_id in file_references(event)
+    ]
+    found = await files.check((place, file_id) for place, _, file_id in references)
+    for place, kind, file_id in references:
+        mime_type = found[file_id].mime_type
+        if not (is_image(mime_type) if kind == "image" else is_document(mime_type)):
+            fitting = "PNG, JPEG, GIF or WebP" if kind == "image" else "PDF or text; mount others as resources"
+            raise InvalidRequest(f"{place}: '{file_id}' is {mime_type}; a model can be shown {fitting}")
 
 
 class Attachments:

@@ -52,6 +52,7 @@ _USED: Final = "SELECT 1 FROM files WHERE sha256 = ? AND (expires_at IS NULL OR 
 _DELETE_ORPHANS: Final = """
 DELETE FROM files WHERE session_id IS NOT NULL AND session_id NOT IN (SELECT id FROM sessions)
 """
+_EXISTS: Final = "SELECT 1 FROM sessions WHERE id = ?"
 _LAST: Final = 2**62
 
 
@@ -321,10 +322,12 @@ class Files:
 
         return await self._database.read(find)
 
-    async def forget_session(self, session_id: str) -> None:
-        """Delete the files of a session that is gone."""
+    async def forget_session(self, session_id: str, *, unless_it_exists: bool = False) -> None:
+        """Delete the files of a session that is gone, or that was perhaps never begun."""
 
         def delete(connection: sqlite3.Connection) -> Sequence[str]:
+            if unless_it_exists and connection.execute(_EXISTS, (session_id,)).fetchone() is not None:
+                return []
             found = connection.execute(_OF_SESSION, (session_id,)).fetchall()
             connection.execute(_DELETE_OF_SESSION, (session_id,))
             return [sha256 for (sha256,) in found]

@@ -6,10 +6,13 @@ two calls at the same time cannot both take effect: the second one's transaction
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
+from pydantic import BaseModel
+
 from galley_server.errors import AlreadyAnswered, InvalidRequest, RequestError
-from galley_server.log.answers import Remembered, recall
+from galley_server.log.answers import Remembered, recall, remember
 from galley_server.log.database import Database
 from galley_server.log.row import Row
 
@@ -23,8 +26,14 @@ class Idempotency:
     key: str
     fingerprint: str
 
-    def remembered(self, answer: Callable[[Sequence[Row]], bytes]) -> Remembered:
-        return Remembered(self.key, self.fingerprint, answer)
+
+def remembered(once: Idempotency | None, answer: Callable[[Sequence[Row]], BaseModel]) -> Remembered | None:
+    """What an append is to keep beside its rows, so that the answer can be given again."""
+    return None if once is None else Remembered(once.key, once.fingerprint, lambda rows: to_json(answer(rows)))
+
+
+def to_json(model: BaseModel) -> bytes:
+    return model.model_dump_json().encode()
 
 
 class Once:
@@ -50,6 +59,13 @@ class Once:
             if answer is None:
                 raise
             return await again(answer)
+
+    async def note(self, once: Idempotency | None, answer: bytes, *, at: datetime) -> None:
+        """Remember the answer of a call that had nothing to do."""
+        if once is not None:
+            await self._database.write(
+                lambda connection: remember(connection, once.key, once.fingerprint, answer, at=at)
+            )
 
     async def _recall(self, once: Idempotency) -> bytes | None:
         found = await self._database.read(lambda connection: recall(connection, once.key))

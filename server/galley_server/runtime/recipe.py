@@ -46,6 +46,7 @@ from galley_server.wire.agent_request import (
     WebSearchParams,
 )
 from galley_server.wire.bounds import MAX_PAIRS
+from galley_server.wire.session_request import SessionAgentUpdate
 
 
 def new_agent(request: AgentCreate, *, agent_id: str, at: datetime) -> Agent:
@@ -105,6 +106,19 @@ def overridden(agent: SessionAgent, request: AgentWithOverrides) -> SessionAgent
         changes["model"] = model_config(request.model).model_copy(update={"effort": None})
     if "system" in given:
         changes["system"] = request.system or None
+    if "tools" in given:
+        changes["tools"] = tools(request.tools)
+    if "mcp_servers" in given:
+        changes["mcp_servers"] = servers(request.mcp_servers)
+    changed = agent.model_copy(update=changes)
+    check_references(changed.tools, changed.mcp_servers, at="agent.")
+    return changed
+
+
+def reequipped(agent: SessionAgent, request: SessionAgentUpdate) -> SessionAgent:
+    """The agent of a session with other tools or servers, each list replaced whole if it is given."""
+    given = request.model_fields_set
+    changes: dict[str, object] = {}
     if "tools" in given:
         changes["tools"] = tools(request.tools)
     if "mcp_servers" in given:

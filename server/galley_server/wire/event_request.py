@@ -193,12 +193,12 @@ def check_system_message(events: tuple[AnyClientEvent, ...]) -> None:
             )
 
 
-def file_ids(event: AnyClientEvent) -> list[tuple[tuple[str | int, ...], str]]:
-    """The files an event refers to, each with its place in the event."""
-    if isinstance(event, UserMessageParam | UserCustomToolResultParam):
-        return [
-            (("content", index, "source", "file_id"), block.source.file_id)
-            for index, block in enumerate(event.content or ())
-            if isinstance(block, ImageParam | DocumentParam) and isinstance(block.source, FileParam)
-        ]
-    return []
+def file_references(event: AnyClientEvent) -> list[tuple[tuple[str | int, ...], Literal["image", "document"], str]]:
+    """The files an event refers to: the place in the event, what the file is shown as, and its id."""
+    if not isinstance(event, UserMessageParam | UserCustomToolResultParam):
+        return []
+    return [
+        (("content", index, "source", "file_id"), block.type, block.source.file_id)
+        for index, block in enumerate(event.content or ())
+        if isinstance(block, ImageParam | DocumentParam) and isinstance(block.source, FileParam)
+    ]

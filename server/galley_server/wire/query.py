@@ -92,6 +92,8 @@ class CreatedQuery(Wire):
     created_at_lte: Time | None = None
 
     def holds(self, at: datetime) -> bool:
+        """Whether a time is in the range, as precisely as times are shown: in milliseconds."""
+        at = at.replace(microsecond=at.microsecond // 1000 * 1000)
         return (
             (self.created_at_gt is None or at > self.created_at_gt)
             and (self.created_at_gte is None or at >= self.created_at_gte)

@@ -84,9 +84,7 @@ class SessionCreate(Wire):
     def _check_paths(cls, resources: tuple[FileResourceParams, ...]) -> tuple[FileResourceParams, ...]:
         places: dict[str, int] = {}
         for index, resource in enumerate(resources):
-            if resource.mount_path is None:
-                continue  # named after a fresh id
-            place = mount_path(resource.mount_path, "")
+            place = mount_path(resource.mount_path, resource.file_id)
             if place in places:
                 raise RuleBroken(f"resources.{places[place]} is mounted there too", index, "mount_path")
             places[place] = index
