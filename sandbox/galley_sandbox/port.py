@@ -199,7 +199,7 @@ class Driver(Protocol):
         """Start a sandbox with an empty workspace, ready for `connect`. Cancelled or failed, it leaves nothing."""
         ...
 
-    async def adopt(self) -> list[Sandbox]:
+    async def adopt(self) -> Sequence[Sandbox]:
         """This home's sandboxes whose hand is alive, thawed; whatever else this home left behind is removed."""
         ...
 
