@@ -127,6 +127,11 @@ class MessagesModel:
         ) as client:
             yield cls(client, secrets)
 
+    @property
+    def client(self) -> anthropic.AsyncAnthropic:
+        """For whoever asks the same endpoint something else than for an answer."""
+        return self._client
+
     async def answer(self, request: ModelRequest, progress: Callable[[Progress], None]) -> Answer:
         if not self._secrets:
             raise ModelFailed(
