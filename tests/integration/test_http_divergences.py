@@ -1,0 +1,152 @@
+"""Each deliberate departure from the official API that shows over HTTP, as `docs/divergences.md` lists them."""
+
+import re
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.contract.sdk_server import Galley
+
+pytest_plugins = ["tests.contract.galley_fixture"]
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+AGENT = {"name": "a", "model": "scripted-1"}
+ENVIRONMENT = {"name": "e"}
+SESSION = {"agent": "agent_1", "environment_id": "env_1"}
+POLICY = {"permission_policy": {"type": "auto"}}
+RUBRIC = {"type": "user.define_outcome", "description": "d", "rubric": {"type": "text", "content": "c"}}
+
+
+@pytest.fixture
+async def client(galley: Galley) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(base_url=galley.url, headers={"x-api-key": galley.key}, timeout=20) as client:
+        yield client
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "/v1/agents",
+        {**AGENT, "skills": [{"type": "custom", "skill_id": "skill_1"}]},
+        "skills: Skills are not supported",
+    ),
+    ("/v1/agents", {**AGENT, "multiagent": {"type": "coordinator", "agents": []}}, "multiagent: Multiagent"),
+    (
+        "/v1/agents",
+        {**AGENT, "tools": [{"type": "agent_toolset_20260401", "default_config": POLICY}]},
+        "tools.0.default_config.permission_policy: The permission policy 'auto' is not supported",
+    ),
+    (
+        "/v1/agents",
+        {**AGENT, "execution_identity": {"type": "aws_role", "role_arn": "arn:aws:iam::1:role/x"}},
+        "execution_identity: The execution identity 'aws_role' is not supported",
+    ),
+    (
+        "/v1/sessions",
+        {**SESSION, "budget": {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}},
+        "budget: Budgets are not supported",
+    ),
+    ("/v1/sessions", {**SESSION, "vault_ids": ["vlt_1"]}, "vault_ids: Vaults are not supported"),
+    (
+        "/v1/sessions",
+        {**SESSION, "resources": [{"type": "github_repository", "url": "https://github.com/a/b"}]},
+        "resources.0: Repositories are not supported",
+    ),
+    (
+        "/v1/sessions",
+        {**SESSION, "resources": [{"type": "memory_store", "memory_store_id": "memstore_1"}]},
+        "resources.0: Memory stores are not supported",
+    ),
+    ("/v1/sessions", {**SESSION, "initial_events": [RUBRIC]}, "initial_events.0: Outcomes are not supported"),
+    (
+        "/v1/environments",
+        {**ENVIRONMENT, "config": {"type": "self_hosted"}},
+        "config: Self-hosted environments are not supported",
+    ),
+    (
+        "/v1/environments",
+        {**ENVIRONMENT, "config": {"type": "cloud", "packages": {"type": "packages", "pip": ["pandas"]}}},
+        "config.packages.pip: Packages of an environment are not supported",
+    ),
+    ("/v1/environments", {**ENVIRONMENT, "scope": "account"}, "scope: Only 'organization' is supported"),
+    ("/v1/sessions/sesn_1/events", {"events": [RUBRIC]}, "events.0: Outcomes are not supported"),
+    (
+        "/v1/sessions/sesn_1/events",
+        {"events": [{"type": "user.tool_result", "tool_use_id": "sevt_1"}]},
+        "events.0: user.tool_result is for self-hosted environments",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "words"), REFUSED)
+async def test_what_this_release_does_not_serve_is_refused_by_name(
+    client: httpx2.AsyncClient, path: str, body: dict[str, Any], words: str
+) -> None:
+    answer = await client.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert answer.json()["error"]["message"].startswith(words)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/sessions/sesn_1/threads",
+        "/v1/sessions/sesn_1/resources",
+        "/v1/vaults",
+        "/v1/memory_stores",
+        "/v1/skills",
+        "/v1/deployments",
+        "/v1/deployment_runs",
+        "/v1/dreams",
+        "/v1/environments/env_1/work",
+        "/v1/organizations/webhooks",
+        "/v1/user_profiles",
+        "/v1/tunnels",
+    ],
+)
+async def test_the_paths_of_later_releases_do_not_exist_yet(client: httpx2.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == f"{path} is not a path of this server"
+
+
+async def test_no_version_or_beta_header_is_wanted(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/v1/agents")).status_code == 200
+    odd = {"anthropic-version": "1999-01-01", "anthropic-beta": "nothing-1999-01-01", "anthropic-workspace-id": "x"}
+    assert (await client.get("/v1/agents", headers=odd)).status_code == 200
+
+
+async def test_there_is_no_rate_limit(client: httpx2.AsyncClient) -> None:
+    statuses = {(await client.get("/v1/agents", params={"limit": 1})).status_code for _ in range(100)}
+    assert statuses == {200}
+
+
+async def test_limited_networking_is_kept_though_sandboxes_have_no_network(client: httpx2.AsyncClient) -> None:
+    networking = {
+        "type": "limited",
+        "allowed_hosts": ["example.com"],
+        "allow_mcp_servers": True,
+        "allow_package_managers": False,
+    }
+    body = {"name": str(uuid.uuid4()), "config": {"type": "cloud", "networking": networking}}
+    assert (await client.post("/v1/environments", json=body)).json()["config"]["networking"] == networking
+
+
+def rows() -> list[list[str]]:
+    lines = (ROOT / "docs" / "divergences.md").read_text().splitlines()
+    table = [line for line in lines if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[2:]]
+
+
+def test_every_row_is_whole_and_names_a_test_that_exists() -> None:
+    assert len(rows()) > 10
+    for row in rows():
+        assert len(row) == 5, row
+        assert all(row), row
+        for path, name in re.findall(r"`(tests/[^`]+\.(?:py|mjs))::([^`]+)`", row[4]) or [("", "")]:
+            assert path, f"no test in {row}"
+            assert f"def {name}(" in (ROOT / path).read_text(), f"{path} has no {name}"
