@@ -582,6 +582,17 @@ async def test_a_driver_that_was_away_at_the_start_is_asked_for_survivors_before
     assert driver.provisions == 0
 
 
+async def test_what_another_driver_made_under_earlier_settings_is_used_and_not_made_again(
+    driver: ScriptedDriver, files: ScriptedFiles, sessions: Everyone
+) -> None:
+    former = ScriptedDriver("former")
+    place = former.place(S)
+    async with SandboxHands.open([driver], sessions=sessions, files=files, former=[former]) as hands:
+        assert await hands.incarnation(S, []) == place.incarnation
+        await hands.incarnation("sesn_new", [])
+    assert (driver.provisions, former.provisions) == (1, 0)
+
+
 # Release.
 
 

@@ -30,7 +30,8 @@ RELEASE_S: Final = 10.0
 class SandboxHands:
     """One sandbox per session, made at its first call, kept between turns, and left in place when the server ends.
 
-    `drivers` in order of preference. At most `most` sandboxes live at once; `at_once` are being made at once.
+    `drivers` in order of preference; `former` only for what they still hold. At most `most` sandboxes live at once;
+    `at_once` are being made at once.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class SandboxHands:
         *,
         sessions: LiveSessions,
         files: FileSource,
+        former: Sequence[Driver],
         limits: Limits,
         most: int,
         at_once: int,
@@ -49,7 +51,14 @@ class SandboxHands:
         self._files = files
         self._limits = limits
         self._supply = Supply(
-            drivers, sessions, self._spawn, survived=self._survived, limits=limits, most=most, at_once=at_once
+            drivers,
+            sessions,
+            self._spawn,
+            former=former,
+            survived=self._survived,
+            limits=limits,
+            most=most,
+            at_once=at_once,
         )
         self._stations: dict[str, Station] = {}
         self._closed = False
@@ -62,6 +71,7 @@ class SandboxHands:
         *,
         sessions: LiveSessions,
         files: FileSource,
+        former: Sequence[Driver] = (),
         limits: Limits | None = None,
         most: int = 200,
         at_once: int = 8,
@@ -76,6 +86,7 @@ class SandboxHands:
                 tasks,
                 sessions=sessions,
                 files=files,
+                former=former,
                 limits=limits or Limits(),
                 most=most,
                 at_once=at_once,

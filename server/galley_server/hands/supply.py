@@ -39,7 +39,8 @@ class Supply:
 
     `drivers` are tried in order; the first whose probe succeeds is chosen for the life of this server. Before a driver
     provisions anything, what it left of an earlier run is adopted, or destroyed if its session is over; `survived` is
-    called with the session of each that is adopted.
+    called with the session of each that is adopted. `former` are drivers that make nothing any more: what they made
+    under other settings is adopted or destroyed all the same.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Supply:
         sessions: LiveSessions,
         spawn: Spawn,
         *,
+        former: Sequence[Driver],
         survived: Callable[[str], None],
         limits: Limits,
         most: int,
         at_once: int,
     ) -> None:
         self._drivers = tuple(drivers)
+        self._every = (*self._drivers, *former)
         self._sessions = sessions
         self._spawn = spawn
         self._survived = survived
@@ -64,7 +67,7 @@ class Supply:
         self._survivors: dict[str, list[Placed]] = {}
         self._settled = asyncio.Event()
         self._adopted: set[str] = set()
-        self._adopting = {driver.name: asyncio.Lock() for driver in self._drivers}
+        self._adopting = {driver.name: asyncio.Lock() for driver in self._every}
         self._chosen: Driver | None = None
         self._choosing = asyncio.Lock()
 
@@ -72,7 +75,7 @@ class Supply:
         """Find what every driver left. A driver that cannot be reached now is asked again before it provisions."""
         try:
             for task in [
-                self._spawn(partial(self._try_to_adopt, driver), f"adopt {driver.name}") for driver in self._drivers
+                self._spawn(partial(self._try_to_adopt, driver), f"adopt {driver.name}") for driver in self._every
             ]:
                 await asyncio.wait([task])
         finally:
