@@ -9,8 +9,9 @@ from typing import Final
 
 LIMIT: Final = 64 * 1024
 
-# Every string literal of a JSON text, quote to quote; possessive, so that no input makes it backtrack.
-_STRING: Final = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
+# Every string literal of a JSON text, quote to quote. Possessive, and content with an unclosed one that goes to the
+# end, so that no bytes at all make it look twice at the same place.
+_STRING: Final = re.compile(rb'"((?:[^"\\]++|\\.|\\\Z)*+)"?', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,12 +48,8 @@ def connect_writer(path: Path | None, *, create: bool) -> sqlite3.Connection:
         version = recognise(connection, name=name)
         if not create and version != len(migrations()):
             raise Unavailable(f"{name} is not the store it was: put the right file back")
-        if path is not None:
-            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            if mode != "wal":
-                raise ConfigError(
-                    f"{path} is on a file system without shared memory (a network share?): move GALLEY_HOME"
-                )
+        if path is not None and not _uses_wal(connection):
+            raise ConfigError(f"{path} is on a file system without shared memory (a network share?): move GALLEY_HOME")
         connection.executescript(_WRITER)
         migrate(connection, name=name)
     except BaseException:
@@ -75,6 +71,14 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _uses_wal(connection: sqlite3.Connection) -> bool:
+    # Asked before it is set: setting it writes to the file even when nothing changes.
+    for pragma in ("PRAGMA journal_mode", "PRAGMA journal_mode = WAL"):
+        if connection.execute(pragma).fetchone() == ("wal",):
+            return True
+    return False
 
 
 def readonly_uri(path: Path) -> str:

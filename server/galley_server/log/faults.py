@@ -23,6 +23,24 @@ _FAULTS: Final[dict[int, str]] = {
     sqlite3.SQLITE_SCHEMA: "{name} was changed by another program: stop that program",
 }
 
+# The other primary codes speak of the statement: they are for whoever sent it.
+STATEMENT: Final = frozenset(
+    {
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_INTERNAL,
+        sqlite3.SQLITE_ABORT,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_NOTFOUND,
+        sqlite3.SQLITE_EMPTY,
+        sqlite3.SQLITE_TOOBIG,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_RANGE,
+    }
+)
+
 # What was read so far, or the file behind the descriptors, may not be what is on the disk now.
 _DAMAGE: Final = frozenset(
     {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR}
