@@ -1,7 +1,7 @@
 """The hand's own files, as they are laid out for a sandbox: source that any python3 can run, and a little of /etc."""
 
 import hashlib
-import os
+import secrets
 import shutil
 import subprocess
 from pathlib import Path
@@ -48,7 +48,7 @@ def stage(root: Path, *, python: str | None = None) -> Path:
     if target.is_dir():
         return target
     # Made beside and moved into place, so that a crash half-way leaves nothing that looks whole.
-    draft = root / f".draft-{os.getpid()}-{target.name}"
+    draft = root / f".draft-{secrets.token_hex(8)}"
     for name, data in files.items():
         path = draft / name
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -19,6 +19,7 @@ from galley_sandbox.errors import SandboxError, SandboxLost, SandboxUnavailable
 from galley_sandbox.port import Limits, LimitStatus, Probe, Spec
 from galley_sandbox.process import ProcessName
 from galley_sandbox.stream import open_unix_stream
+from galley_sandbox.threads import to_end
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class Bubblewrap:
     async def _start(self, host: Host, state: State) -> BubblewrapSandbox:
         folder = self._root / state.id
         with ExitStack() as opened:
-            prepared = await asyncio.to_thread(start.prepare, host, self._root, state, self._idle_exit_s, opened)
+            prepared = await to_end(start.prepare, host, self._root, state, self._idle_exit_s, opened)
             pid = await start.run(prepared)
         name = await asyncio.to_thread(process.name_of, pid)
         if name is None:

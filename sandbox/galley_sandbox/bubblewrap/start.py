@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from galley_sandbox import staging
+from galley_sandbox import process, staging
 from galley_sandbox.bubblewrap import cgroups, command, seccomp
 from galley_sandbox.bubblewrap import state as states
 from galley_sandbox.bubblewrap.host import Host
@@ -18,6 +18,7 @@ from galley_sandbox.bubblewrap.state import State
 from galley_sandbox.errors import SandboxLost
 from galley_sandbox.hand.config import Config, Gauge, render
 from galley_sandbox.port import WORKSPACE, Limits
+from galley_sandbox.threads import to_end
 
 # Host users of sandboxes, above what subuid files and container managers hand out.
 _FIRST_ID = 1_900_000_000
@@ -187,13 +188,26 @@ async def run(prepared: Prepared) -> int:
     for end in (prepared.info_of_child, prepared.gate_of_child):
         if end is not None:
             end.close()
-    # It leaves bubblewrap running, detached from us, and ends.
-    if await script.wait() != 0:
-        raise SandboxLost("the start script failed")
-    pid = await _read_pid(prepared.info)
-    if prepared.users is not None and prepared.gate is not None:
-        await asyncio.to_thread(_let_in, pid, prepared.users, prepared.gate)
+    try:
+        # It leaves bubblewrap running, detached from us, and ends.
+        if await script.wait() != 0:
+            raise SandboxLost("the start script failed")
+        pid = await _read_pid(prepared.info)
+        if prepared.users is not None and prepared.gate is not None:
+            await to_end(_let_in, pid, prepared.users, prepared.gate)
+    except BaseException:
+        await asyncio.shield(_undo(script, prepared.info))
+        raise
     return pid
+
+
+async def _undo(script: asyncio.subprocess.Process, info: Descriptor) -> None:
+    """Nobody will know of this hand, so it must not live."""
+    await script.wait()
+    with suppress(SandboxLost):
+        name = process.name_of(await _read_pid(info))
+        if name is not None:
+            await process.kill(name, within_s=10)
 
 
 async def _read_pid(info: Descriptor) -> int:

@@ -99,9 +99,10 @@ class Shell:
         self._output = Output(self._config.tool_results, job.call_id, early=bytes(self._early))
         self._early.clear()
         self._status.clear()
-        # eval keeps a command with a syntax error, or an open quote, from swallowing what follows it.
+        # eval keeps a command with a syntax error, or an open quote, from swallowing what follows it. The empty line
+        # comes first because bash, after such an error, takes the next word for a plain one, even an opening brace.
         self._to_send += (
-            f"{{ builtin eval {shlex.quote(command)}\n}} </dev/null >&{_OUT} 2>&1 {_OUT}>&- {_STATUS}>&-; "
+            f"\n{{ builtin eval {shlex.quote(command)}\n}} </dev/null >&{_OUT} 2>&1 {_OUT}>&- {_STATUS}>&-; "
             f"builtin printf '{self._serial} %d\\n' \"$?\" >&{_STATUS}\n"
         ).encode("utf-8", "surrogatepass")
         self._deadline = self._loop.later(job.timeout_s, self._timed_out)

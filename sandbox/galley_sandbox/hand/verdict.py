@@ -102,9 +102,9 @@ def of_failure(end: Ending) -> str | None:
 
 
 def is_full(path: str) -> bool:
-    """Whether the file system has no room left to speak of."""
+    """Whether the file system has no room left to speak of: the last blocks are often not to be had."""
     try:
         state = os.statvfs(path)
     except OSError:
         return False
-    return state.f_bavail * state.f_frsize < 256 * 1024 or (state.f_files > 0 and state.f_favail == 0)
+    return state.f_bavail * 16 < state.f_blocks or (state.f_files > 0 and state.f_favail == 0)
