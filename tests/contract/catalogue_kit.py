@@ -63,8 +63,10 @@ class Kitchen:
         request = take(SessionCreate, {"agent": agent, "environment_id": environment, **fields})
         return await self.runtime.sessions.create(request, once=once)
 
-    async def file(self, content: bytes = b"a,b\n1,2\n", name: str = "sales.csv", **about: int) -> File:
-        return await self.runtime.files.upload(name, None, pieces(content), **about)
+    async def file(
+        self, content: bytes = b"a,b\n1,2\n", name: str = "sales.csv", *, expires_in_seconds: int | None = None
+    ) -> File:
+        return await self.runtime.files.upload(name, None, pieces(content), expires_in_seconds=expires_in_seconds)
 
     async def idle(self, session_id: str, reason: ev.StopReason | None = None) -> None:
         """What a brain appends at the end of a turn that has taken everything in."""
