@@ -1,10 +1,11 @@
 """The life of a session's sandbox, over a scripted driver: every failure can be had at will."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import pytest
+from blockbuster import blockbuster_ctx
 from galley_sandbox.errors import SandboxUnavailable
 from galley_sandbox.port import UPLOADS, Driver, Sandbox, Spec, TextBlock, ToolResult
 from galley_server.hands import line, mounts, station, supply
@@ -18,6 +19,12 @@ pytestmark = pytest.mark.anyio
 
 S = "sesn_1"
 UPLOAD = Mount("file_1", f"{UPLOADS}/data.csv")
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    with blockbuster_ctx("galley_server"):
+        yield
 
 
 @pytest.fixture
