@@ -154,7 +154,7 @@ class Sessions:
                 if row.type == "internal.session_changed":
                     current = internal.SessionChanged.model_validate_json(row.body).agent or current
             assert summary is not None
-            return show_session(session_id, summary, current, resources, now=max(self._clock(), rows[-1].at))
+            return show_session(session_id, summary, current, resources, now=rows[-1].at)
 
         return show
 
