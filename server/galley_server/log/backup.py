@@ -37,10 +37,10 @@ async def backup(source: Path, destination: Path, key: ChainKey) -> Backup:
     itself is not what was written.
     """
     partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    await anyio.to_thread.run_sync(_reserve, destination, partial)
+    uri = await anyio.to_thread.run_sync(_reserve, source, destination, partial)
     try:
         try:
-            await _copy(source, partial)
+            await _copy(uri, partial)
         except sqlite3.Error as error:
             raise unavailable(error, name=f"the backup of {source.name}") from error
         sessions = await anyio.to_thread.run_sync(_check, partial, key)
@@ -50,7 +50,8 @@ async def backup(source: Path, destination: Path, key: ChainKey) -> Backup:
     return Backup(destination, sessions, size)
 
 
-def _reserve(destination: Path, partial: Path) -> None:
+def _reserve(source: Path, destination: Path, partial: Path) -> str:
+    """Make the file that the copy goes to, and return the source as SQLite wants it named."""
     if destination.exists() or destination.is_symlink():
         raise InvalidRequest(f"{destination} exists: a backup never overwrites, choose another name")
     try:
@@ -58,11 +59,12 @@ def _reserve(destination: Path, partial: Path) -> None:
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise Unavailable(f"{destination} cannot be written: {error.strerror}") from error
+    return readonly_uri(source)
 
 
-async def _copy(source: Path, partial: Path) -> None:
+async def _copy(source: str, partial: Path) -> None:
     async with (
-        aiosqlite.connect(readonly_uri(source), uri=True, isolation_level=None) as store,
+        aiosqlite.connect(source, uri=True, isolation_level=None) as store,
         aiosqlite.connect(partial, isolation_level=None) as copy,
     ):
         # Without an open snapshot every write in between would make the copy start again, for ever under load.

@@ -153,9 +153,34 @@ class Tail(Generic[T_co]):
             if not self._ended:
                 raise
             return
+        whole = len(page) < _PAGE
+        if self._live:
+            page, met = self._join(page)
+            whole = whole or met
         self._history.extend(page)
-        if len(page) < _PAGE and not self._missed:
+        if whole and not self._missed:
             self._catching_up = False
+
+    def _join(self, page: list[Row]) -> tuple[list[Row], bool]:
+        """Return the part of a page that lies before the first live row, and whether it reaches it.
+
+        The live rows keep their place among the previews. A row can be in the page before its notice has arrived: its
+        previews must not come after it.
+        """
+        first = next((item.seq for item in self._live if isinstance(item, Row)), None)
+        met = first is not None and (not page or page[-1].seq >= first - 1)
+        if first is not None:
+            if not page:  # rows between were taken out of the store: finding that is not a reader's task
+                self._seq = max(self._seq, first - 1)
+            page = [row for row in page if row.seq < first]
+        finished = {row.id for row in page}
+        kept = [item for item in self._live if isinstance(item, Row) or item.event_id not in finished]
+        if len(kept) < len(self._live):
+            self._live_previews -= len(self._live) - len(kept)
+            self._live = deque(kept)
+        for id in finished:
+            self._started.pop(id, None)
+        return page, met
 
     def _take(self) -> Row | Preview | None:
         """Return the next live item, or None: it was already read from history, or something before it is missing."""
