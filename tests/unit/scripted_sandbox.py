@@ -47,6 +47,7 @@ class ScriptedSandbox:
     """Takes no new connection."""
     drops: int = 0
     """How many of the next calls run and then lose the connection before the answer."""
+    cuts: int = 0
     open_lines: int = 0
     connects: int = 0
     ran: list[str] = field(default_factory=list)
@@ -77,6 +78,10 @@ class ScriptedSandbox:
         if not self.alive:
             raise SandboxLost("the hand is gone")
 
+    def cut(self) -> None:
+        """Break every open connection."""
+        self.cuts += 1
+
     async def move(self) -> None:
         async with self.moved:
             self.moved.notify_all()
@@ -89,12 +94,18 @@ class ScriptedSandbox:
 class ScriptedHand:
     def __init__(self, place: ScriptedSandbox) -> None:
         self.place = place
+        self.cuts = place.cuts
+
+    def check(self) -> None:
+        self.place.check()
+        if self.cuts != self.place.cuts:
+            raise SandboxLost("the stream dropped")
 
     async def call(
         self, call_id: str, tool: str, input: Mapping[str, JSON], *, timeout_s: float | None = None, shell: str = "main"
     ) -> ToolResult:
         place = self.place
-        place.check()
+        self.check()
         place.inputs.append(json.dumps(input))
         if place.misbehaves:
             raise HandMisbehaved("nonsense")
@@ -113,7 +124,7 @@ class ScriptedHand:
         return place.kept[call_id]
 
     async def query(self, call_id: str) -> CallState:
-        self.place.check()
+        self.check()
         if self.place.misbehaves:
             raise HandMisbehaved("nonsense")
         if self.place.mute:
@@ -124,7 +135,7 @@ class ScriptedHand:
         return Unknown() if kept is None else Finished(kept)
 
     async def acknowledge(self, call_id: str) -> None:
-        self.place.check()
+        self.check()
         if call_id in self.place.ran and call_id not in self.place.kept:
             raise CallRefused("still running")
         self.place.acknowledged.add(call_id)
@@ -137,7 +148,7 @@ class ScriptedHand:
             gate.set()
 
     async def put_file(self, path: str, source: AsyncIterator[bytes], *, mode: int = 0o644) -> None:
-        self.place.check()
+        self.check()
         if self.place.mute:
             await asyncio.Event().wait()
         content = b"".join([piece async for piece in source])
@@ -146,7 +157,7 @@ class ScriptedHand:
         self.place.files[path] = (content, mode)
 
     async def get_file(self, path: str) -> AsyncIterator[bytes]:
-        self.place.check()
+        self.check()
         if path not in self.place.files:
             raise FileRefused(path, "no such file or directory")
         yield self.place.files[path][0]

@@ -265,6 +265,17 @@ async def test_a_dropped_connection_is_opened_again_and_the_call_joined(
     assert (driver.only.ran, driver.only.connects) == (["sevt_1"], 3)
 
 
+async def test_a_connection_that_breaks_while_nobody_uses_it_is_opened_again(
+    hands: SandboxHands, driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(station, "WATCH_S", 0.01)
+    monkeypatch.setattr(station, "QUIET_S", 0.0)
+    await hands.incarnation(S, [])
+    place = driver.only
+    place.cut()
+    await place.until(lambda: place.connects == 2 and place.open_lines == 1)
+
+
 async def test_a_connection_that_never_holds_is_given_up(hands: SandboxHands, driver: ScriptedDriver) -> None:
     incarnation = await hands.incarnation(S, [])
     driver.only.drops = 1000

@@ -36,6 +36,9 @@ QUIET_S: Final = 1.0
 PING_S: Final = 5.0
 """How long a hand may take over a question that needs no work."""
 
+WATCH_S: Final = 60.0
+"""How often a connection that nobody uses is tried."""
+
 SETTLE_S: Final = 5.0
 """How long an interrupted call may take to end before it is given up."""
 
@@ -254,14 +257,12 @@ class Station:
             async with self._connected(attempt) as line:
                 self._line, self._attempt = line, None
                 attempt.succeed(line)
-                while not line.bad:
-                    await self._tell_durable(line)
-                    await line.stir.wait()
-                    line.stir.clear()
+                await self._attend(line)
         except SandboxError as error:
             attempt.fail(error)
             if attempt.line is not None and isinstance(error, SandboxLost):
                 attempt.line.fail(error)
+                self._return_to(attempt.line)
         finally:
             if self._attempt is attempt:
                 self._attempt = None
@@ -269,6 +270,22 @@ class Station:
                 attempt.fail(SandboxUnavailable("The sandbox failed unexpectedly.", fix="see the server's log."))
             if attempt.line is not None:
                 attempt.line.drop()
+
+    async def _attend(self, line: Line) -> None:
+        """Acknowledge results, and now and then see that the line is good: returns when it is known not to be."""
+        while not line.bad:
+            await self._tell_durable(line)
+            try:
+                async with asyncio.timeout(WATCH_S):
+                    await line.stir.wait()
+            except TimeoutError:
+                await self._ping(line)
+            line.stir.clear()
+
+    def _return_to(self, line: Line) -> None:
+        """The line broke while nobody used it (a laptop slept, say): a hand that is left alone ends itself in time."""
+        if self._line is line and self._attempt is None and not self._released:
+            _ = self._begin(Attempt(may_provision=False, wanted=line.incarnation))
 
     async def _tell_durable(self, line: Line) -> None:
         for call_id in list(self._durable):
