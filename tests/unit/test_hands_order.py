@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from galley_server.hands.order import startable, waits
+from galley_server.hands.order import waits
 
 TOOLS = ("bash", "read", "write", "edit", "glob", "grep", "lookup_order")
 
@@ -36,20 +36,3 @@ def test_two_calls_of_which_one_may_write_never_run_side_by_side() -> None:
 def test_an_answer_holds_while_later_calls_still_stream_in() -> None:
     for names in itertools.product(TOOLS, repeat=3):
         assert waits(names)[:2] == waits(names[:2])
-
-
-def test_the_ready_calls_start_in_block_order() -> None:
-    names = ["read", "glob", "write", "read"]
-    assert startable(names, started=frozenset(), ended=frozenset()) == (0, 1)
-    assert startable(names, started=frozenset({1}), ended=frozenset({0})) == ()
-    assert startable(names, started=frozenset(), ended=frozenset({0, 1})) == (2,)
-    assert startable(names, started=frozenset(), ended=frozenset({0, 1, 2})) == (3,)
-
-
-def test_every_order_of_ending_gets_every_call_started() -> None:
-    names = ["bash", "read", "read", "edit", "lookup_order", "grep", "bash"]
-    for pick in (min, max):
-        ended: frozenset[int] = frozenset()
-        while len(ended) < len(names):
-            ended |= {pick(startable(names, started=frozenset(), ended=ended))}
-        assert ended == frozenset(range(len(names)))

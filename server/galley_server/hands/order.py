@@ -27,12 +27,3 @@ def waits(names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         else:
             answer.append(())
     return tuple(answer)
-
-
-def startable(names: Sequence[str], *, started: frozenset[int], ended: frozenset[int]) -> tuple[int, ...]:
-    """The calls that may start now, in the order to start them."""
-    return tuple(
-        index
-        for index, needed in enumerate(waits(names))
-        if index not in started and index not in ended and ended.issuperset(needed)
-    )
