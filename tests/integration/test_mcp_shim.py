@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from types import MappingProxyType
 
 import psutil
 import pytest
+from galley_server.home import socket_to_bind
 from galley_server.mcp.lines import MAX_CLIENT_LINE
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
@@ -31,7 +33,8 @@ import os, sys
 from pathlib import Path
 from galley_server.mcp.launch import Launcher
 from galley_server.mcp.local import LocalShim
-LocalShim(Launcher(Path(os.environ["GALLEY_HOME"]), os.environ, command={command!r}, timeout_s={timeout_s})).run()
+home = Path(os.environ["GALLEY_HOME"])
+LocalShim(Launcher(home, os.environ, {command!r}, timeout_s={timeout_s}, ended_grace_s=0.5)).run()
 """
 
 
@@ -157,7 +160,8 @@ async def test_a_server_that_crashed_is_started_again_without_being_asked(home: 
 
 async def test_a_server_that_was_shut_down_is_started_again_only_when_needed(home: Path) -> None:
     async with over_stdio(home) as wire:
-        await wire.ask(call(1, "echo", text="up"))
+        params = {"notifications": {"toolsListChanged": True}, "_meta": ENVELOPE}
+        await wire.ask({"id": "l", "method": "subscriptions/listen", "params": params})
         (home / "run" / "galley.sock").unlink()  # what a shutdown does
         await kill_server(home)
         await wire.send({"method": "notifications/cancelled", "params": {"requestId": 1}})
@@ -165,6 +169,9 @@ async def test_a_server_that_was_shut_down_is_started_again_only_when_needed(hom
         assert len(starts(home)) == 1
         await wire.ask(call(2, "echo", text="needed"))
         assert len(starts(home)) == 2
+        await wire.send(call(3, "announce"))
+        both = [await wire.receive(), await wire.receive()]
+        assert "notifications/tools/list_changed" in {message.get("method") for message in both}
 
 
 async def test_two_shims_that_begin_at_once_end_up_on_one_server(home: Path) -> None:
@@ -310,7 +317,5 @@ async def test_a_home_with_a_long_path_works_all_the_same(home: Path) -> None:
         after = await wire.ask(call(2, "pid"))
     pids = [answer["result"]["structuredContent"]["result"] for answer in (*answers, after)]
     assert pids[0] == pids[1] != pids[2]
-    elsewhere = Path((long / "run" / "galley.sock.path").read_text())
     os.kill(pids[2], signal.SIGKILL)
-    elsewhere.unlink()
-    elsewhere.parent.rmdir()
+    shutil.rmtree(socket_to_bind(long).parent)

@@ -166,6 +166,13 @@ async def test_a_cancelled_call_stops_and_is_not_answered(tmp_path: Path) -> Non
     assert (tmp_path / "cancelled").exists()
 
 
+@pytest.mark.parametrize("id_", [[], {}, None, 99, 1.5])
+async def test_a_cancellation_of_nothing_does_no_harm(tmp_path: Path, id_: Any) -> None:
+    async with serving(tmp_path), wired(tmp_path) as wire:
+        await wire.send({"method": "notifications/cancelled", "params": {"requestId": id_}})
+        assert "result" in await wire.ask(call(1, "echo", text="hi"))
+
+
 async def test_a_client_that_hangs_up_cancels_what_it_asked_for(tmp_path: Path) -> None:
     async with serving(tmp_path) as endpoint:
         async with wired(tmp_path) as wire:
@@ -213,13 +220,14 @@ async def test_a_shutdown_answers_what_is_under_way_and_hangs_up(tmp_path: Path)
     assert (answer["id"], answer["error"]["message"]) == (1, SHUTTING_DOWN)
 
 
-async def test_a_shutdown_ends_a_listen_stream_with_its_result(tmp_path: Path) -> None:
+async def test_a_shutdown_hangs_up_on_a_listen_stream_without_a_word(tmp_path: Path) -> None:
     async with serving(tmp_path) as endpoint, wired(tmp_path) as wire:
         params = {"notifications": {"toolsListChanged": True}, "_meta": ENVELOPE}
         acknowledged = await wire.ask({"id": "l", "method": "subscriptions/listen", "params": params})
         before = asyncio.get_running_loop().time()
         await endpoint.close()
         assert asyncio.get_running_loop().time() - before < 1
+        assert await wire.ended()
     assert acknowledged["method"] == "notifications/subscriptions/acknowledged"
 
 

@@ -103,6 +103,24 @@ def test_a_client_of_the_modern_era_needs_no_greeting() -> None:
     assert relay.greeting() == []
 
 
+def test_a_stream_of_changes_goes_on_with_the_next_server_and_is_acknowledged_once() -> None:
+    relay = Relay()
+    listen = request("l", "subscriptions/listen", notifications={"toolsListChanged": True})
+    meta = {"io.modelcontextprotocol/subscriptionId": "l"}
+    acknowledged = line(
+        {"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": {"_meta": meta}}
+    )
+    changed = line({"jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": {"_meta": meta}})
+    relay.from_client(listen)
+    assert not relay.waiting
+    assert relay.from_server(acknowledged)
+    assert relay.lost() == []
+    assert relay.greeting() == [listen + b"\n"]
+    assert not relay.from_server(acknowledged)
+    assert relay.from_server(changed)
+    assert relay.from_server(answer("l"))
+
+
 def test_the_same_id_twice_is_refused() -> None:
     relay = Relay()
     assert isinstance(relay.from_client(request(1)), Forward)
@@ -120,6 +138,21 @@ def test_too_many_requests_in_flight_are_refused_not_kept() -> None:
 def test_a_cancellation_does_not_start_a_server() -> None:
     step = Relay().from_client(line({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {}}))
     assert step == Forward(step.line, starts_server=False)
+
+
+def test_what_was_cancelled_is_not_waited_for() -> None:
+    relay = Relay()
+    for id_ in range(2 * MAX_IN_FLIGHT):
+        assert isinstance(relay.from_client(request(id_)), Forward)
+        relay.from_client(line({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id_}}))
+    assert not relay.waiting
+    assert relay.lost() == []
+
+
+@pytest.mark.parametrize("params", [{}, {"requestId": []}, {"requestId": None}, []])
+def test_a_cancellation_of_nothing_is_passed_on(params: Any) -> None:
+    sent = line({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
+    assert isinstance(Relay().from_client(sent), Forward)
 
 
 def test_nonsense_goes_to_the_server_which_has_the_words_for_it() -> None:

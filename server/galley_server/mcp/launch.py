@@ -19,7 +19,7 @@ from galley_server.mcp.peer import is_ours, peer_uid
 SERVE = (sys.executable, "-P", "-m", "galley_server", "serve", "--detached")
 START_TIMEOUT_S = 30.0
 # A server that ends at once may have lost the race for the home to one that is still getting ready.
-_ENDED_GRACE_S = 5.0
+ENDED_GRACE_S = 5.0
 _LOG_TAIL = 600
 _LOG_LIMIT = 8 * 1024 * 1024
 _NOBODY = frozenset({errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ENOTSOCK, errno.ECONNRESET})
@@ -58,6 +58,7 @@ class Launcher:
     environ: Mapping[str, str]
     command: Sequence[str] = SERVE
     timeout_s: float = START_TIMEOUT_S
+    ended_grace_s: float = ENDED_GRACE_S
 
     def attempt(self, delay_s: float = 0.0) -> "Starter":
         return Starter(self, not_before=time.monotonic() + delay_s)
@@ -124,7 +125,7 @@ class Starter:
         now = time.monotonic()
         if self._child is not None and self._ended_at is None and self._child.poll() is not None:
             self._ended_at = now
-        if self._ended_at is not None and now - self._ended_at >= _ENDED_GRACE_S:
+        if self._ended_at is not None and now - self._ended_at >= self._how.ended_grace_s:
             assert self._child is not None
             raise StartFailed(
                 f"The Galley server ended at once with status {self._child.returncode}. "

@@ -36,6 +36,10 @@ REPEATABLE = frozenset(
         "completion/complete",
     }
 )
+# A stream of changes goes on with the next server. What changed meanwhile is lost; such events only say "look again".
+_LISTEN = "subscriptions/listen"
+_ACKNOWLEDGED = b"notifications/subscriptions/acknowledged"
+_SUBSCRIPTION_ID = "io.modelcontextprotocol/subscriptionId"
 _REPEATABLE_BYTES = 64 * 1024
 _MAX_SUBSCRIPTIONS = 256
 _REPLAYED_INITIALIZE = "galley-shim/initialize"
@@ -72,12 +76,14 @@ class Relay:
         self._log_level: dict[str, object] | None = None
         self._subscribed: dict[str, dict[str, object]] = {}
         self._swallow: set[RequestId] = set()
+        self._listening: set[RequestId] = set()
+        self._acknowledged: set[RequestId] = set()  # subscriptions of which the client knows that they stand
         self.answers = 0  # how many requests a server has answered
 
     @property
     def waiting(self) -> bool:
-        """Whether the client waits for an answer."""
-        return bool(self._waiting)
+        """Whether the client waits for an answer; an open stream of changes is no reason to start a server."""
+        return not self._listening.issuperset(self._waiting)
 
     def from_client(self, line: bytes) -> Forward | Answer:
         message = parsed(line)
@@ -88,13 +94,17 @@ class Relay:
         if id_ is None:
             if method == "notifications/initialized":
                 self._initialized = True
+            elif method == "notifications/cancelled":
+                self._cancelled(message)
             return Forward(line, starts_server=method == "notifications/initialized")
         if id_ in self._waiting:
             return Answer(error_line(id_, INVALID_REQUEST, "A request with this id is still waiting for its answer."))
         if len(self._waiting) >= MAX_IN_FLIGHT:
             return Answer(error_line(id_, INTERNAL_ERROR, BUSY))
+        if method == _LISTEN:
+            self._listening.add(id_)
         self._remember(method, message)
-        repeatable = method in REPEATABLE and len(line) <= _REPEATABLE_BYTES
+        repeatable = (method in REPEATABLE or method == _LISTEN) and len(line) <= _REPEATABLE_BYTES
         self._waiting[id_] = line if repeatable else None
         return Forward(line, starts_server=True)
 
@@ -102,18 +112,20 @@ class Relay:
         """Whether the client is to see this line."""
         id_ = answered_id(line)
         if id_ is None:
-            return True
+            return _ACKNOWLEDGED not in line or self._is_news(line)
         self.answers += 1
         if id_ in self._swallow:
             self._swallow.discard(id_)
             return False
-        self._waiting.pop(id_, None)
+        self.settled(id_)
         return True
 
     def settled(self, id_: RequestId | None) -> None:
-        """The client has its answer to `id_` from the shim itself."""
+        """Nobody waits for an answer to `id_` any more."""
         if id_ is not None:
             self._waiting.pop(id_, None)
+            self._listening.discard(id_)
+            self._acknowledged.discard(id_)
 
     def lost(self, unsent: frozenset[RequestId] = frozenset()) -> list[bytes]:
         """Errors for what the lost server may have been doing. `unsent` requests never reached it."""
@@ -127,6 +139,8 @@ class Relay:
         """Errors for all that waits: no server could be reached."""
         gone = list(self._waiting)
         self._waiting.clear()
+        self._listening.clear()
+        self._acknowledged.clear()
         return [error_line(id_, INTERNAL_ERROR, reason) for id_ in gone]
 
     def greeting(self, unsent: frozenset[RequestId] = frozenset()) -> list[bytes]:
@@ -144,6 +158,23 @@ class Relay:
             ]
         again = [line for id_, line in self._waiting.items() if line is not None and id_ not in unsent]
         return lines + [line + b"\n" for line in again]
+
+    def _cancelled(self, message: dict[str, object]) -> None:
+        """A server does not answer what was cancelled."""
+        params = message.get("params")
+        id_ = params.get("requestId") if isinstance(params, dict) else None
+        self.settled(id_ if isinstance(id_, int | str) else None)
+
+    def _is_news(self, line: bytes) -> bool:
+        """Whether a subscription is acknowledged to the client for the first time."""
+        params = (parsed(line) or {}).get("params")
+        meta = params.get("_meta") if isinstance(params, dict) else None
+        id_ = meta.get(_SUBSCRIPTION_ID) if isinstance(meta, dict) else None
+        if not isinstance(id_, int | str) or id_ not in self._waiting:
+            return True
+        known = id_ in self._acknowledged
+        self._acknowledged.add(id_)
+        return not known
 
     def _initialize_waits(self) -> bool:
         """The client's own initialize has no answer yet: it is asked again itself, under its own id."""

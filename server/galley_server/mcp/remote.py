@@ -175,6 +175,8 @@ class RemoteShim:
                     return f"The Galley server at {self._upstream.address} has ended this MCP session. Connect again."
                 renewed = True
             except (OSError, http.client.HTTPException, EventTooLong) as error:
+                if message["method"] == "subscriptions/listen":
+                    return "The connection to the Galley server was lost: subscribe again, and look what has changed."
                 if lost or message["method"] not in REPEATABLE:
                     return f"{LOST} ({type(error).__name__})"
                 lost = True

@@ -39,7 +39,7 @@ from galley_server.errors import ConfigError
 from galley_server.home import require_private
 from galley_server.mcp.lines import MAX_CLIENT_LINE, MAX_SERVER_LINE, LineReader, TooLong, too_long_message
 from galley_server.mcp.peer import is_ours, peer_uid
-from galley_server.mcp.server import SHUTTING_DOWN, close_listen_streams, is_modern, lowlevel_of
+from galley_server.mcp.server import SHUTTING_DOWN, is_modern, lowlevel_of
 from galley_server.mcp.strict import Refusal, read_message
 
 MAX_CLIENTS = 128
@@ -123,9 +123,12 @@ class SocketEndpoint:
             self._path.unlink(missing_ok=True)
 
     async def close(self) -> None:
-        """Stop listening, answer what is under way, and hang up on everybody."""
+        """Stop listening, answer what is under way, and hang up on everybody. May be called early; again is harmless.
+
+        To be awaited before the HTTP endpoint's: that one ends all `subscriptions/listen` streams with a result, on
+        which a client subscribes again at once. The shim instead keeps the streams of its client for the next server.
+        """
         self._stop_listening()
-        close_listen_streams(self._server)
         for pipe in list(self._pipes):
             pipe.end_input()
         try:
@@ -152,6 +155,7 @@ class Pipe(asyncio.Protocol):
         self._writers: list[asyncio.Future[None]] = []
         self._ended = False
         self._farewell = False
+        self._listens: set[RequestId] = set()
         self._reading = True
         self._writable = True
         # Ids of our own requests differ from server to server, so that a client's late answer to a question of the
@@ -243,7 +247,11 @@ class Pipe(asyncio.Protocol):
     async def send(self, item: SessionMessage, /) -> None:
         if self._transport is None or self._transport.is_closing():
             raise anyio.ClosedResourceError
-        self._put(self._outgoing(item.message))
+        outgoing = self._outgoing(item.message)
+        if isinstance(outgoing, JSONRPCResponse):
+            self._listens.discard(outgoing.id)
+        if outgoing is not None:
+            self._put(outgoing)
         if not self._writable:
             writer = asyncio.get_running_loop().create_future()
             self._writers.append(writer)
@@ -277,15 +285,23 @@ class Pipe(asyncio.Protocol):
         if isinstance(message, JSONRPCResponse | JSONRPCError):
             id_ = self._own_id(message.id)
             return None if id_ is None else message.model_copy(update={"id": id_})
+        if message.method == "subscriptions/listen" and isinstance(message, JSONRPCRequest):
+            self._listens.add(message.id)
+        elif message.method == "notifications/cancelled" and message.params:
+            cancelled = message.params.get("requestId")
+            if isinstance(cancelled, int | str):
+                self._listens.discard(cancelled)
         return message
 
-    def _outgoing(self, message: JSONRPCMessage) -> JSONRPCMessage:
+    def _outgoing(self, message: JSONRPCMessage) -> JSONRPCMessage | None:
         if isinstance(message, JSONRPCRequest):
             return message.model_copy(update={"id": f"{self._nonce}-{message.id}"})
         if isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled" and message.params:
             params = {**message.params, "requestId": f"{self._nonce}-{message.params.get('requestId')}"}
             return message.model_copy(update={"params": params})
         if isinstance(message, JSONRPCError) and self._farewell and message.error.code == CONNECTION_CLOSED:
+            if message.id in self._listens:
+                return None  # the stream goes on with the next server
             return message.model_copy(update={"error": ErrorData(code=INTERNAL_ERROR, message=SHUTTING_DOWN)})
         return message
 
