@@ -1,0 +1,1 @@
+"""Credentials: what an owner writes, and what the doors inject."""

@@ -1,0 +1,1 @@
+"""How a request is read and answered: the boundary, bodies, queries, envelopes, listeners."""

@@ -1,0 +1,1 @@
+"""The secret store: one port, the embedded store and Vault behind it."""
