@@ -172,17 +172,18 @@ class ScriptedDriver:
         self.provisions = 0
         self.broken: SandboxError | None = None
         self.stuck_destroys = 0
-        self.slow_probe = False
+        self.probe_gate: asyncio.Event | None = None
         self.began = asyncio.Event()
         self.removed = asyncio.Event()
         self.gate: asyncio.Event | None = None
         self.cancelled = 0
+        self.closed = False
         self._ids = count(1)
 
     async def probe(self) -> Probe:
         self.probes += 1
-        if self.slow_probe:
-            await asyncio.Event().wait()
+        if self.probe_gate is not None:
+            await self.probe_gate.wait()
         if self.broken is not None:
             raise self.broken
         return Probe(self.name, "it is a script")
@@ -222,6 +223,9 @@ class ScriptedDriver:
 
     async def limits_report(self) -> list[LimitStatus]:
         return []
+
+    async def close(self) -> None:
+        self.closed = True
 
     @property
     def only(self) -> ScriptedSandbox:

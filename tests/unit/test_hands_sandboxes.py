@@ -189,13 +189,17 @@ async def test_a_driver_that_is_too_slow_is_an_error_and_not_a_hang(
     assert driver.cancelled == 1
 
 
-async def test_a_probe_that_hangs_is_passed_over(
-    opened: Opener, driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+async def test_a_probe_that_takes_long_is_told_to_the_call_and_goes_on(
+    hands: SandboxHands, driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supply, "PROBE_S", 0.01)
-    driver.slow_probe = True
-    async with opened(driver, ScriptedDriver("other")) as hands:
-        assert (await hands.incarnation(S, [])).startswith("other")
+    driver.probe_gate = asyncio.Event()
+    with pytest.raises(SandboxUnavailable, match="still being set up"):
+        await hands.incarnation(S, [])
+    monkeypatch.setattr(supply, "PROBE_S", 5.0)
+    driver.probe_gate.set()
+    await hands.incarnation(S, [])
+    assert driver.probes == 1
 
 
 @pytest.mark.parametrize("flaw", ["mute", "misbehaves"])
@@ -525,7 +529,7 @@ async def test_closing_leaves_the_sandbox_in_place_and_the_next_server_goes_on_w
     async with opened() as hands:
         incarnation = await hands.incarnation(S, [])
         place = driver.only
-    assert (place.alive, place.open_lines, driver.destroyed) == (True, 0, [])
+    assert (place.alive, place.open_lines, driver.destroyed, driver.closed) == (True, 0, [], True)
     async with opened() as hands:
         assert await hands.incarnation(S, [], last=incarnation) == incarnation
         assert said(await hands.execute(S, bash("sevt_1"), incarnation)) == "ran sevt_1"

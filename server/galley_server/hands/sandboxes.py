@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final, Self
 
@@ -78,9 +78,13 @@ class SandboxHands:
     ) -> AsyncIterator[Self]:
         """Adopt what survived and probe the drivers, both in the background, and close without touching a sandbox.
 
-        Close it after whoever calls it has stopped: what runs in the sandboxes then goes on for the next server.
+        The drivers are closed with it. Close it after whoever calls it has stopped: what runs in the sandboxes then
+        goes on for the next server.
         """
-        async with asyncio.TaskGroup() as tasks:
+        async with AsyncExitStack() as stack:
+            for driver in (*drivers, *former):
+                stack.push_async_callback(driver.close)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
             hands = cls(
                 drivers,
                 tasks,
@@ -91,11 +95,9 @@ class SandboxHands:
                 most=most,
                 at_once=at_once,
             )
+            stack.callback(hands._close)
             _ = hands._spawn(hands._settle, "adopt and probe")
-            try:
-                yield hands
-            finally:
-                hands._close()
+            yield hands
 
     def offered(self, agent: SessionAgent) -> tuple[ToolDefinition, ...]:
         return tools.offered(agent)

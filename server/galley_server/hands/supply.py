@@ -20,7 +20,7 @@ Spawn: TypeAlias = Callable[[Callable[[], Coroutine[None, None, None]], str], as
 """Start a named task in the group that owns it, where an unexpected failure is logged and ends nothing else."""
 
 ADOPT_S: Final = 15.0
-PROBE_S: Final = 120.0
+PROBE_S: Final = 60.0
 PROVISION_S: Final = 120.0
 DESTROY_AGAIN_S: Final = (1.0, 5.0, 15.0, 60.0)
 
@@ -69,7 +69,8 @@ class Supply:
         self._adopted: set[str] = set()
         self._adopting = {driver.name: asyncio.Lock() for driver in self._every}
         self._chosen: Driver | None = None
-        self._choosing = asyncio.Lock()
+        self._probing: asyncio.Task[None] | None = None
+        self._failure = SandboxUnavailable("The probe of the sandbox failed unexpectedly.", fix="see the server's log.")
 
     async def adopt(self) -> None:
         """Find what every driver left. A driver that cannot be reached now is asked again before it provisions."""
@@ -82,11 +83,15 @@ class Supply:
             self._settled.set()
 
     async def choose(self) -> Driver:
-        """The driver for new sandboxes. Raises SandboxUnavailable: the next call tries again."""
-        async with self._choosing:
-            if self._chosen is None:
-                self._chosen = await self._probe()
-            return self._chosen
+        """The driver for new sandboxes. Raises SandboxUnavailable: the next call tries again.
+
+        A first probe may build an image. It goes on in the background when who waits for it has waited long enough.
+        """
+        if self._chosen is None:
+            await self._probed()
+        if self._chosen is None:
+            raise SandboxUnavailable(self._failure.message, fix=self._failure.fix)
+        return self._chosen
 
     async def provision(self, session_id: str) -> Placed:
         """A new sandbox, for a session that has none. Raises SandboxError."""
@@ -153,20 +158,27 @@ class Supply:
         except TimeoutError:
             raise _too_slow(driver, "start a sandbox", PROVISION_S) from None
 
-    async def _probe(self) -> Driver:
+    async def _probed(self) -> None:
+        if self._probing is None or self._probing.done():
+            self._probing = self._spawn(self._probe, "probe")
+        done, _ = await asyncio.wait([self._probing], timeout=PROBE_S)
+        if not done:
+            raise SandboxUnavailable(
+                "The sandboxes of this server are still being set up.", fix="try again in a minute."
+            )
+
+    async def _probe(self) -> None:
         failures: list[SandboxUnavailable] = []
         for driver in self._drivers:
             try:
-                async with asyncio.timeout(PROBE_S):
-                    probe = await driver.probe()
+                probe = await driver.probe()
             except SandboxUnavailable as error:
                 failures.append(error)
-            except TimeoutError:
-                failures.append(_too_slow(driver, "pass its probe", PROBE_S))
             else:
                 log.info("sandboxes are made by %s (%s)", probe.driver, probe.detail)
-                return driver
-        raise SandboxUnavailable(
+                self._chosen = driver
+                return
+        self._failure = SandboxUnavailable(
             " ".join(["No sandbox can be started here.", *(failure.message for failure in failures)]),
             fix=" Or: ".join(failure.fix for failure in failures),
         )
