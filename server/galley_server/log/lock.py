@@ -31,7 +31,11 @@ class HomeLock:
             _lock(descriptor, path)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            yield cls()
+            try:
+                yield cls()
+            finally:
+                # Closing alone would leave it to a child that is between its fork and its exec.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
         finally:
             os.close(descriptor)
 

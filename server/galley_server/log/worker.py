@@ -109,6 +109,7 @@ class Worker:
                 self._handler.work(batch)
                 self._loop.call_soon_threadsafe(_settle, batch)
                 self._expected, self._settled_at = len(batch) + self._queue.qsize(), time.monotonic()
+                del batch  # else an idle thread would hold on to what the last jobs returned
         finally:
             self._handler.close()
             self._loop.call_soon_threadsafe(self._ended.set)
