@@ -249,6 +249,14 @@ async def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_file_that_cannot_be_made_private_is_said(tmp_path: Path) -> None:
+    loop = tmp_path / "galley.db"
+    loop.symlink_to(loop)
+    with pytest.raises(Unavailable, match="cannot be opened"):
+        async with open_kit(loop):
+            pass
+
+
 @pytest.mark.parametrize("code", [code for code in range(1, 27) if code not in faults.STATEMENT])
 def test_every_fault_of_the_file_has_its_sentence(code: int) -> None:
     error = sqlite3.OperationalError("as SQLite puts it")

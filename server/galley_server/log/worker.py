@@ -16,7 +16,6 @@ from galley_server.log.faults import is_damage, is_fault, unavailable
 
 T = TypeVar("T")
 
-
 # In units of `linger`: when even a crowd that keeps coming is no longer waited for.
 _MOST_LINGERS: Final = 10
 
@@ -180,6 +179,8 @@ class Writer:
         except sqlite3.Error as error:
             self._recover(error)
             _fail_all(batch, unavailable(error, name=self._name))
+        except OSError as error:
+            _fail_all(batch, Unavailable(f"nothing was stored: {self._name} cannot be opened: {error.strerror}"))
         except GalleyError as error:
             _fail_all(batch, error)
 
