@@ -1,10 +1,11 @@
-"""What the tests of the runtime share: the whole of it over a real store, with a brain and hands that only take notes."""
+"""What the tests of the runtime share: all of it over a real store, with a brain and hands that only take notes."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anyio import to_thread
 from galley_server.brain import drafts
 from galley_server.ids import new_id
 from galley_server.log.chain import ChainKey
@@ -19,6 +20,7 @@ from galley_server.runtime.models import ModelDirectory, NoDirectory
 from galley_server.runtime.runtime import Runtime, open_files
 from galley_server.settings import Limits, Settings
 from galley_server.wire import events as ev
+from galley_server.wire.agent import Agent
 from galley_server.wire.agent_request import AgentCreate
 from galley_server.wire.event_request import AnyClientEvent, EventsSend
 from galley_server.wire.file import File
@@ -56,6 +58,10 @@ class Kitchen:
     async def agent(self, **fields: object) -> str:
         request = {"name": "cook", "model": "m", "tools": [{"type": "agent_toolset_20260401"}], **fields}
         return (await self.runtime.agents.create(take(AgentCreate, request))).id
+
+    async def agent_once(self, key: str) -> Agent:
+        request = take(AgentCreate, {"name": key, "model": "m"})
+        return await self.runtime.agents.create(request, once=Idempotency(key, "fingerprint"))
 
     async def session(self, *, once: Idempotency | None = None, **fields: object) -> Session:
         agent = fields.pop("agent", None) or await self.agent()
@@ -105,7 +111,7 @@ async def open_kitchen(
     settings = Settings.from_env(environ)
     if limits is not None:
         settings = Settings(home=settings.home, model=settings.model, limits=limits)
-    home.mkdir(exist_ok=True)
+    await to_thread.run_sync(lambda: home.mkdir(exist_ok=True))
     notes = Notes()
     async with (
         Database.open(home / "galley.db") as database,

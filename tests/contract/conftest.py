@@ -5,10 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.catalogue_kit import Kitchen, open_kitchen
 from tests.contract.store_kit import Kit, open_kit
 
 
 @pytest.fixture(params=["memory", "file"])
 async def kit(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kit]:
     async with open_kit(":memory:" if request.param == "memory" else tmp_path / "galley.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def kitchen(tmp_path: Path) -> AsyncIterator[Kitchen]:
+    async with open_kitchen(tmp_path / "home") as opened:
         yield opened

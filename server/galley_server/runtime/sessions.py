@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Final, TypeAlias
 
 import anyio
@@ -144,17 +145,17 @@ class Sessions:
     def _answer(
         self, session_id: str, before: Summary | None, agent: SessionAgent, resources: tuple[FileResource, ...]
     ) -> Callable[[Sequence[Row]], Session]:
-        """Return how to tell, from the rows of a change, what the session has become."""
+        """Return how to tell, from the rows of a change, what the session has become.
+
+        It tells the same each time it is asked: what is remembered in the transaction is what the first caller gets.
+        """
+        told: Session | None = None
 
         def show(rows: Sequence[Row]) -> Session:
-            summary = before
-            current = agent
-            for row in rows:
-                summary = summarise(summary, row)
-                if row.type == "internal.session_changed":
-                    current = internal.SessionChanged.model_validate_json(row.body).agent or current
-            assert summary is not None
-            return show_session(session_id, summary, current, resources, now=rows[-1].at)
+            nonlocal told
+            if told is None:
+                told = show_session(session_id, *_fold(before, agent, rows), resources, now=self._now(rows))
+            return told
 
         return show
 
@@ -181,6 +182,9 @@ class Sessions:
         answer = self._answer(session_id, None, agent, resources)
         kept = remembered(once, answer)
         return answer(await self._log.append(session_id, drafts, expected=0, remember=kept))
+
+    def _now(self, rows: Sequence[Row]) -> datetime:
+        return max(self._clock(), rows[-1].at)
 
     async def _show(self, session_id: str, summary: Summary) -> Session:
         return await self._views.show(session_id, summary, now=self._clock())
@@ -226,6 +230,15 @@ class Sessions:
             )
             for one, copy in zip(wanted, copies, strict=True)
         )
+
+
+def _fold(summary: Summary | None, agent: SessionAgent, rows: Sequence[Row]) -> tuple[Summary, SessionAgent]:
+    for row in rows:
+        summary = summarise(summary, row)
+        if row.type == "internal.session_changed":
+            agent = internal.SessionChanged.model_validate_json(row.body).agent or agent
+    assert summary is not None, "an append has at least one row"
+    return summary, agent
 
 
 def changes(summary: Summary, agent: SessionAgent, request: SessionUpdate) -> list[Draft]:
