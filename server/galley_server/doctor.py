@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from galley_sandbox.docker.driver import Docker
 from galley_sandbox.errors import SandboxError, SandboxUnavailable
 from galley_sandbox.port import Driver
 
@@ -40,6 +41,8 @@ PROBE_S: Final = 60.0
 MODEL_S: Final = 30.0
 STORE_S: Final = 20.0
 _LITTLE_SPACE: Final = 512 * MEBIBYTE
+_NO_IMAGE: Final = "the engine answers; the sandbox image is not here yet, so nothing was tried"
+_MAKE_IMAGE: Final = "nothing, if the first tool call may take minutes; it makes the image"
 _LIBRARIES: Final = ("anthropic", "mcp", "docker", "starlette", "uvicorn")
 
 
@@ -205,6 +208,8 @@ async def _sandbox(driver: Driver) -> list[Finding]:
     subject = f"sandbox {driver.name}"
     try:
         async with asyncio.timeout(PROBE_S):
+            if isinstance(driver, Docker) and not await driver.image_is_here():
+                return [Finding(subject, "note", _NO_IMAGE, _MAKE_IMAGE)]
             probe = await driver.probe()
             limits = await driver.limits_report()
     except SandboxUnavailable as error:

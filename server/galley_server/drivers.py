@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from galley_sandbox.bubblewrap.driver import Bubblewrap
 from galley_sandbox.docker.driver import Docker
+from galley_sandbox.docker.engine import DEFAULT_URL
 from galley_sandbox.docker.image import DEFAULT_IMAGE
 from galley_sandbox.port import Driver, Limits
 
@@ -19,7 +20,12 @@ async def open_drivers(settings: SandboxSettings, files: StateFiles, home_id: st
     if settings.choice == "bubblewrap":
         yield (bubblewrap,)
         return
-    docker = Docker(home_id, image_name=settings.image or DEFAULT_IMAGE, runtime=settings.runtime)
+    docker = Docker(
+        home_id,
+        url=settings.engine or DEFAULT_URL,
+        image_name=settings.image or DEFAULT_IMAGE,
+        runtime=settings.runtime,
+    )
     try:
         yield (docker,) if settings.choice == "docker" else (docker, bubblewrap)
     finally:

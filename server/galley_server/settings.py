@@ -59,6 +59,7 @@ CATALOGUE: Final = (
         "`docker`, `bubblewrap`, or `auto`: Docker if a probe container really ran, else bubblewrap.",
     ),
     Setting("GALLEY_SANDBOX_IMAGE", "an image that Galley builds", "Container image of Docker sandboxes."),
+    Setting("DOCKER_HOST", "`unix:///var/run/docker.sock`", "Address of the Docker engine, `unix://` or `tcp://`."),
     Setting("GALLEY_SANDBOX_RUNTIME", "the engine's default", "OCI runtime of Docker sandboxes by name, e.g. `runsc`."),
     Setting("GALLEY_SANDBOX_MEMORY_MB", "`2048`", "Memory of one sandbox in MiB, 64 to 1048576."),
     Setting("GALLEY_SANDBOX_CPUS", "`2`", "CPUs of one sandbox, 0.1 to 1024."),
@@ -94,6 +95,7 @@ class ModelSettings:
 @dataclass(frozen=True, slots=True)
 class SandboxSettings:
     choice: SandboxChoice = "auto"
+    engine: str | None = None
     image: str | None = None
     runtime: str | None = None
     memory_mb: int = 2048
@@ -176,6 +178,8 @@ def _sandbox(given: Mapping[str, str]) -> SandboxSettings:
     default = SandboxSettings()
     return SandboxSettings(
         choice=_read(given, "GALLEY_SANDBOX", _sandbox_choice, default.choice),
+        # Another program's variable: an address that is no use to us is the driver's to tell, not a reason not to start.
+        engine=_read(given, "DOCKER_HOST", _matching(_PRINTABLE, "an address without blanks"), default.engine),
         image=_read(given, "GALLEY_SANDBOX_IMAGE", _matching(_IMAGE, "an image name, e.g. debian:13"), default.image),
         runtime=_read(
             given, "GALLEY_SANDBOX_RUNTIME", _matching(_RUNTIME, "a runtime's name, e.g. runsc"), default.runtime

@@ -69,6 +69,7 @@ def test_limits_are_set_and_lifted_by_name() -> None:
         ("ANTHROPIC_BASE_URL", "https://h?x=1", "http or https URL"),
         ("GALLEY_MODEL", "claude opus", "model id"),
         ("GALLEY_SANDBOX", "none", "auto, docker or bubblewrap"),
+        ("DOCKER_HOST", "tcp://a b", "an address without blanks"),
         ("GALLEY_SANDBOX_IMAGE", "a b", "an image name"),
         ("GALLEY_SANDBOX_RUNTIME", "-runsc", "a runtime's name"),
         ("GALLEY_SANDBOX_MEMORY_MB", "1GB", "a whole number from 64"),
