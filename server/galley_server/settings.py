@@ -178,7 +178,7 @@ def _sandbox(given: Mapping[str, str]) -> SandboxSettings:
     default = SandboxSettings()
     return SandboxSettings(
         choice=_read(given, "GALLEY_SANDBOX", _sandbox_choice, default.choice),
-        # Another program's variable: an address that is no use to us is the driver's to tell, not a reason not to start.
+        # Another program's variable: an address that is no use here is the driver's to tell, no reason not to start.
         engine=_read(given, "DOCKER_HOST", _matching(_PRINTABLE, "an address without blanks"), default.engine),
         image=_read(given, "GALLEY_SANDBOX_IMAGE", _matching(_IMAGE, "an image name, e.g. debian:13"), default.image),
         runtime=_read(
