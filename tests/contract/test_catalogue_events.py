@@ -334,3 +334,13 @@ async def test_a_wait_on_a_session_that_is_deleted_ends(kitchen: Kitchen) -> Non
         kitchen.runtime.events.wait(session.id, after="row_1", timeout_s=5), delete(), return_exceptions=True
     )
     assert isinstance(waited, NotFound)
+
+
+async def test_a_large_event_is_kept_whole(kitchen: Kitchen) -> None:
+    session = await kitchen.session()
+    source = {"type": "text", "media_type": "text/plain", "data": "ä" * 300_000}
+    large: dict[str, object] = {"type": "user.message", "content": [{"type": "document", "source": source}]}
+    (sent,) = await send(kitchen, session, large)
+    assert sent.body.count("ä".encode()) == 300_000
+    (shown,) = (await kitchen.runtime.events.list(session.id, EventQuery())).data
+    assert shown.body == sent.body

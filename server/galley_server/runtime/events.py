@@ -32,7 +32,7 @@ from galley_server.runtime import cursor
 from galley_server.runtime.admission import CALL_TYPES, KnownCall, admit, answered_id, known_calls
 from galley_server.runtime.attachments import check_attachments
 from galley_server.runtime.clock import Clock
-from galley_server.runtime.event_drafts import client_draft
+from galley_server.runtime.event_drafts import client_drafts
 from galley_server.runtime.files import Files
 from galley_server.runtime.idempotency import Idempotency, Once
 from galley_server.runtime.ports import Waker
@@ -86,7 +86,7 @@ class Events:
         self, session_id: str, events: Sequence[AnyClientEvent], *, once: Idempotency | None = None
     ) -> tuple[ShownEvent, ...]:
         """Append all events, or none, and return them with their ids. What they cause happens afterwards."""
-        drafts = [client_draft(event) for event in events]
+        drafts = await client_drafts(events)
         kept = None if once is None else Remembered(once.key, once.fingerprint, lambda rows: _places(rows, len(drafts)))
 
         async def effect() -> tuple[ShownEvent, ...]:

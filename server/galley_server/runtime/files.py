@@ -33,6 +33,8 @@ PIECE: Final = 1 << 20
 MAX_NAME: Final = 255
 _UNKNOWN_TYPE: Final = "application/octet-stream"
 _MIME: Final = re.compile(r"[a-z0-9!#$&^_.+-]{1,64}/[a-z0-9!#$&^_.+-]{1,64}")
+# Made at import, because it reads the system's tables from disk.
+_TYPES: Final = mimetypes.MimeTypes()
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 _COLUMNS: Final = "pk, id, sha256, size, filename, mime_type, created_at, expires_at, session_id"
@@ -359,7 +361,7 @@ def checked_name(filename: str | None, mime_type: str) -> str:
     """Only the last part of a path is kept; a file without a name gets one by its type."""
     name = re.split(r"[/\\]", filename or "")[-1].strip()
     if not name or name in (".", ".."):
-        return "unnamed" + (mimetypes.guess_extension(mime_type) or "")
+        return "unnamed" + (_TYPES.guess_extension(mime_type) or "")
     if len(name) > MAX_NAME:
         raise InvalidRequest(f"file: the filename should have at most {MAX_NAME} characters (got {len(name)})")
     if _CONTROL.search(name):
@@ -374,7 +376,7 @@ def mime_type_of(given: str | None, filename: str | None) -> str:
         raise InvalidRequest(f"file: '{stated[:80]}' is not a media type, e.g. text/csv")
     if stated and stated != _UNKNOWN_TYPE:
         return stated
-    return mimetypes.guess_type(filename or "", strict=False)[0] or _UNKNOWN_TYPE
+    return _TYPES.guess_type(filename or "", strict=False)[0] or _UNKNOWN_TYPE
 
 
 def _add(connection: sqlite3.Connection, stored: Stored) -> None:

@@ -23,7 +23,7 @@ from galley_server.runtime.agents import Agents
 from galley_server.runtime.attachments import check_attachments
 from galley_server.runtime.clock import Clock, first_shown_as, last_shown_as
 from galley_server.runtime.environments import Environments
-from galley_server.runtime.event_drafts import client_draft
+from galley_server.runtime.event_drafts import client_drafts
 from galley_server.runtime.files import Files
 from galley_server.runtime.idempotency import Idempotency, Once, remembered, to_json
 from galley_server.runtime.ports import Releaser, Waker
@@ -176,7 +176,7 @@ class Sessions:
             metadata=request.metadata,
             resources=resources,
         )
-        drafts = [internal_draft(created), *(client_draft(event) for event in request.initial_events)]
+        drafts = [internal_draft(created), *await client_drafts(request.initial_events)]
         if request.initial_events:
             drafts += running(SessionState(thread_id=thread_id), agent)
         answer = self._answer(session_id, None, agent, resources)
