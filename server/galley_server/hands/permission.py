@@ -11,7 +11,7 @@ from galley_server.wire.agent import (
     BuiltInToolConfig,
     CustomTool,
     PermissionPolicy,
-    SessionAgent,
+    Recipe,
     ToolDefault,
 )
 
@@ -49,7 +49,7 @@ _BUILT_IN: Final = frozenset(get_args(BuiltInTool))
 _NOT_RUN_HERE: Final = frozenset({"web_search", "web_fetch"})
 
 
-def rule(agent: SessionAgent, name: str) -> Ruling:
+def rule(agent: Recipe, name: str) -> Ruling:
     """Evaluate a tool name that a model called against the agent's snapshot."""
     if any(isinstance(tool, CustomTool) and tool.name == name for tool in agent.tools):
         return Custom()
@@ -61,12 +61,12 @@ def rule(agent: SessionAgent, name: str) -> Ruling:
     return Governed(configured.permission_policy)
 
 
-def enabled(agent: SessionAgent, name: str) -> bool:
+def enabled(agent: Recipe, name: str) -> bool:
     """Whether a built-in tool of this name is offered to the agent."""
     return isinstance(rule(agent, name), Governed)
 
 
-def _built_in(agent: SessionAgent, name: str) -> ToolDefault | BuiltInToolConfig | None:
+def _built_in(agent: Recipe, name: str) -> ToolDefault | BuiltInToolConfig | None:
     if name not in _BUILT_IN:
         return None
     for tool in agent.tools:
