@@ -208,5 +208,9 @@ class Driver(Protocol):
         ...
 
     async def limits_report(self) -> list[LimitStatus]:
-        """Which limits this driver can hold on this machine."""
+        """Which limits this driver can hold on this machine. Raises SandboxUnavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what the driver itself holds open. Sandboxes live on."""
         ...

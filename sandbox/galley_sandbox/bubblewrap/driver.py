@@ -16,7 +16,7 @@ from galley_sandbox.bubblewrap.host import Host, inspect, limits_report
 from galley_sandbox.bubblewrap.state import State
 from galley_sandbox.client import HandClient
 from galley_sandbox.errors import SandboxError, SandboxLost, SandboxUnavailable
-from galley_sandbox.port import Limits, LimitStatus, Probe, Spec
+from galley_sandbox.port import Limits, LimitStatus, Probe, Sandbox, Spec
 from galley_sandbox.process import ProcessName
 from galley_sandbox.stream import open_unix_stream
 from galley_sandbox.threads import to_end
@@ -110,9 +110,9 @@ class Bubblewrap:
             await asyncio.shield(self.destroy(state.id))
             raise
 
-    async def adopt(self) -> list[BubblewrapSandbox]:
+    async def adopt(self) -> list[Sandbox]:
         await self._inspected()
-        found: list[BubblewrapSandbox] = []
+        found: list[Sandbox] = []
         for folder, state in await asyncio.to_thread(self._states):
             if state is not None and state.home_id != self._home_id:
                 continue
@@ -141,6 +141,9 @@ class Bubblewrap:
 
     async def limits_report(self) -> list[LimitStatus]:
         return limits_report(await self._inspected())
+
+    async def close(self) -> None:
+        """Nothing is held open."""
 
     async def _inspected(self) -> Host:
         async with self._inspecting:

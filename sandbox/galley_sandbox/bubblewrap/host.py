@@ -157,5 +157,5 @@ def _disk_status(host: Host) -> LimitStatus:
     if host.is_root and host.mkfs:
         return LimitStatus("disk", True, "a sized file system in a file")
     if host.is_root or host.sizes_tmpfs:
-        return LimitStatus("disk", True, "a sized file system in memory")
+        return LimitStatus("disk", True, "a sized file system in memory, at most half of the memory limit")
     return LimitStatus("disk", False, "this bubblewrap cannot size its file systems; 0.7 can")

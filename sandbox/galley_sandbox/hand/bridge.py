@@ -6,19 +6,34 @@ import os
 import socket
 import sys
 import threading
+import time
 
 _READ = 256 * 1024
+_ATTEMPTS = 2000
+_BETWEEN_S = 0.005
 
 
 def main() -> None:
-    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    stream.connect(sys.argv[1])
+    stream = _connect(sys.argv[1])
     threading.Thread(target=_pump_in, args=(stream,), daemon=True).start()
     while True:
         data = stream.recv(_READ)
         if not data:
             return
         _write_all(data)
+
+
+def _connect(path: str) -> socket.socket:
+    """The first bridge may well be here before the hand listens."""
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    for _ in range(_ATTEMPTS):
+        try:
+            stream.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            time.sleep(_BETWEEN_S)
+        else:
+            return stream
+    raise TimeoutError(path)
 
 
 def _pump_in(stream: socket.socket) -> None:

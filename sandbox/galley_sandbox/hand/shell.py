@@ -231,6 +231,11 @@ class Shell:
     def _result(self, code: int) -> bytes:
         if code == 0:
             return result_json(self._output.text(), is_error=False)
+        limit = self._limit_met(code)
+        text = self._output.text()
+        return result_json(verdict.exceeded(limit, text) if limit else text, is_error=True)
+
+    def _limit_met(self, code: int) -> str | None:
         end = verdict.Ending(
             code=code,
             before=self._before,
@@ -239,9 +244,7 @@ class Shell:
             memory_uncounted=not self._gauges.counts_memory,
             ending=self._output.ending(),
         )
-        limit = verdict.of_failure(end)
-        text = self._output.text()
-        return result_json(verdict.exceeded(limit, text) if limit else text, is_error=True)
+        return verdict.of_failure(end)
 
     def _on_death(self, _events: int) -> None:
         """The keeper says that bash itself is gone, or the keeper is."""
@@ -259,7 +262,10 @@ class Shell:
 
     def _timed_out(self) -> None:
         if self._job is not None:
-            self._kill(self._job.timeout_text)
+            # bash without processes to be had tries again for half a minute, which looks like a slow command.
+            starved = self._limit_met(-1) == "pids"
+            text = self._job.timeout_text
+            self._kill(verdict.exceeded("pids", text) if starved else text)
 
     def _kill(self, ending: str | None) -> None:
         """End the shell and all it started; then the running call gets `ending`, or a restart its fresh shell."""
