@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galley_sandbox.bubblewrap.driver import Bubblewrap
+from galley_sandbox.docker.driver import Docker
 from galley_sandbox.port import Driver
 from galley_server.brain.brain import Brain
 from galley_server.brain.drafts import event_draft, internal_draft
@@ -77,6 +78,7 @@ class Kitchen:
     log: Log
     brain: Brain
     hands: SandboxHands
+    driver: Driver
 
     async def session(self) -> str:
         """A new session with its sandbox running."""
@@ -85,6 +87,9 @@ class Kitchen:
         await self.log.append(session_id, [internal_draft(created)], expected=0)
         await self.hands.incarnation(session_id, [])
         return session_id
+
+    async def sandbox_id(self, session_id: str) -> str:
+        return next(sandbox.id for sandbox in await self.driver.adopt() if sandbox.session_id == session_id)
 
     async def call(self, session_id: str, command: str) -> float:
         """Have the agent run one command. Returns the milliseconds from the call in the log to its result there."""
@@ -106,21 +111,23 @@ class Kitchen:
 async def open_kitchen(driver_name: str) -> AsyncIterator[Kitchen]:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
+        driver = new_driver(driver_name, folder)
         async with (
             Database.open(folder / "galley.db") as database,
             SqliteStore.open(database, ChainKey(bytes(32)), SessionSummaries()) as store,
             Log.open(store) as log,
-            SandboxHands.open([driver(driver_name, folder)], sessions=Everyone(), files=NoFiles()) as hands,
+            SandboxHands.open([driver], sessions=Everyone(), files=NoFiles()) as hands,
         ):
             try:
                 async with Brain.open(Workplace(log, ObedientModel(), hands, NoFiles())) as brain:
-                    yield Kitchen(log, brain, hands)
+                    yield Kitchen(log, brain, hands, driver)
             finally:
                 await hands.release_all()
 
 
-def driver(name: str, folder: Path) -> Driver:
-    return Bubblewrap(folder / "sandboxes", new_id("req"))
+def new_driver(name: str, folder: Path) -> Driver:
+    home_id = new_id("req")
+    return Docker(home_id) if name == "docker" else Bubblewrap(folder / "sandboxes", home_id)
 
 
 def chosen_driver(doc: str) -> str:
