@@ -34,6 +34,16 @@ async def test_a_summary_has_every_row_in_it(kit: Kit) -> None:
     assert (summary.rows, summary.status) == (4, "running")
 
 
+async def test_a_summary_forgets_what_was_undone(kit: Kit) -> None:
+    session_id = await kit.begin()
+    await kit.store.append(session_id, [draft()])
+    with pytest.raises(ValueError, match="cannot be summed up"):
+        await kit.store.append(session_id, [setting(status="running"), draft("poison")])
+    await kit.store.append(session_id, [draft()])
+    summary = await kit.store.summary(session_id)
+    assert (summary.rows, summary.status) == (3, "idle")
+
+
 async def test_the_summary_of_a_deleted_session_is_gone(kit: Kit) -> None:
     session_id = await kit.begin()
     await kit.store.delete(session_id, caller="key")

@@ -23,10 +23,7 @@ from galley_server.log.verify import Verified, verify
 
 S = TypeVar("S")
 
-_FIND: Final = """
-SELECT sessions.pk, seq, hash, at, epoch, summaries.data
-FROM sessions LEFT JOIN summaries ON summaries.session = sessions.pk WHERE sessions.id = ?
-"""
+_FIND: Final = "SELECT pk, seq, hash, at, epoch FROM sessions WHERE id = ?"
 _ADD_SESSION: Final = "INSERT INTO sessions (id, seq, hash, at, signature) VALUES (?, 0, ?, 0, ?) RETURNING pk"
 _ADD_ROW: Final = "INSERT INTO rows (session, seq, id, type, at, hash, cuts, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _MOVE_HEAD: Final = "UPDATE sessions SET seq = ?, hash = ?, at = ?, signature = ? WHERE pk = ?"
@@ -49,7 +46,6 @@ class _Session:
     hash: bytes
     at: int
     epoch: int
-    summary: bytes | None
 
     def check(self, session_id: str, *, fence: int | None, expected: int | None) -> None:
         """Raise unless an append may be added here. The lease comes first: who lost it has nothing to decide again."""
@@ -60,7 +56,8 @@ class _Session:
 
 
 class SqliteStore(Generic[S]):
-    """The Store port over a Database. It keeps nothing in memory: what a crash leaves is what it goes on with."""
+    """The Store port over a Database. It decides by nothing but the database: what a crash leaves is what it goes on
+    with."""
 
     def __init__(
         self, database: Database, key: ChainKey, codec: SummaryCodec[S], *, clock: Callable[[], datetime]
@@ -183,10 +180,13 @@ class SqliteStore(Generic[S]):
         return await self._database.read(lambda connection: verify(connection, self._key, session_id, head))
 
     async def summary(self, session_id: str) -> S:
-        data = await self._database.read(lambda connection: _find(connection, session_id).summary)
-        if data is None:
+        def get(connection: sqlite3.Connection) -> S | None:
+            return self._table.get(connection, _find(connection, session_id).pk)
+
+        summary = await self._database.read(get)
+        if summary is None:
             raise NotFound(f"{session_id} has no summary")
-        return self._codec.decode(data)
+        return summary
 
     async def summaries(self, query: SummaryQuery) -> SummaryPage[S]:
         return await self._database.read(lambda connection: self._table.page(connection, query))
@@ -203,9 +203,9 @@ class SqliteStore(Generic[S]):
         return rebuilt
 
     def _guard(self, connection: sqlite3.Connection, session_id: str, guard: Guard) -> None:
-        data = _find(connection, session_id).summary
-        if data is not None:
-            guard(self._codec.to_columns(self._codec.decode(data)))
+        summary = self._table.get(connection, _find(connection, session_id).pk)
+        if summary is not None:
+            guard(self._codec.to_columns(summary))
 
     def _append(
         self,
@@ -238,13 +238,13 @@ class SqliteStore(Generic[S]):
         connection.executemany(_ADD_ROW, stored)
         signature = self._key.sign_head(session_id, seq, chained)
         connection.execute(_MOVE_HEAD, (seq, chained, at, signature, session.pk))
-        self._table.add(connection, session.pk, session_id, session.summary, rows)
+        self._table.add(connection, session.pk, session_id, rows, before=session.hash, after=chained)
         return rows
 
     def _begin(self, connection: sqlite3.Connection, session_id: str) -> _Session:
         signature = self._key.sign_head(session_id, 0, GENESIS)
         (pk,) = connection.execute(_ADD_SESSION, (session_id, GENESIS, signature)).fetchone()
-        return _Session(pk, 0, GENESIS, 0, 0, None)
+        return _Session(pk, 0, GENESIS, 0, 0)
 
     def _delete(self, connection: sqlite3.Connection, session_id: str, caller: str) -> Tombstone:
         session = _find(connection, session_id)
@@ -269,7 +269,7 @@ class SqliteStore(Generic[S]):
             return 0
         sql, values = _range(session.pk, 1, MAX_SEQ, None, None, newest_first=False)
         rows = _rows(connection, session_id, connection.execute(sql, values).fetchall())
-        self._table.add(connection, session.pk, session_id, None, rows)
+        self._table.add(connection, session.pk, session_id, rows, before=GENESIS, after=session.hash)
         return 1
 
     def _claim(self, connection: sqlite3.Connection) -> int:

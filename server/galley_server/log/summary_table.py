@@ -1,13 +1,18 @@
 """The cached summaries: their columns, their pages. Functions of a connection, run by the store on its threads."""
 
 import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from galley_server.log.chain import GENESIS
 from galley_server.log.instant import from_micros, to_micros
 from galley_server.log.row import Row
-from galley_server.log.store import Summarised, SummaryCodec, SummaryPage, SummaryPosition, SummaryQuery
+from galley_server.log.store import Summarised, SummaryCodec, SummaryColumns, SummaryPage, SummaryPosition, SummaryQuery
 
 S = TypeVar("S")
+
+_MOST_KNOWN: Final = 256
 
 _PUT: Final = """
 INSERT INTO summaries (session, session_id, status, agent_id, agent_version, created_at, archived, data)
@@ -18,39 +23,75 @@ ON CONFLICT (session) DO UPDATE SET
 """
 
 
+@dataclass(frozen=True, slots=True)
+class _Known(Generic[S]):
+    """A summary as it was last written, and the hash of the last row in it."""
+
+    hash: bytes
+    summary: S
+    columns: SummaryColumns
+
+
 class SummaryTable(Generic[S]):
     def __init__(self, codec: SummaryCodec[S]) -> None:
         self._codec = codec
+        # Saves the decoding for sessions that are busy. Found again only by the hash of the row it ends with, so what
+        # was rolled back is never taken for what is stored. Used by the thread that writes alone.
+        self._known: dict[int, _Known[S]] = {}
+
+    def get(self, connection: sqlite3.Connection, session: int) -> S | None:
+        found = connection.execute("SELECT data FROM summaries WHERE session = ?", (session,)).fetchone()
+        return None if found is None else self._codec.decode(found[0])
 
     def add(
-        self, connection: sqlite3.Connection, session: int, session_id: str, data: bytes | None, rows: list[Row]
+        self,
+        connection: sqlite3.Connection,
+        session: int,
+        session_id: str,
+        rows: Sequence[Row],
+        *,
+        before: bytes,
+        after: bytes,
     ) -> None:
-        """Fold rows onto the summary as it is stored, and store it."""
+        """Fold rows onto the summary of all rows up to the one with the hash `before`; the last has hash `after`."""
         codec = self._codec
-        before = None if data is None else codec.decode(data)
-        summary = before
+        known = self._last_known(connection, session, before)
+        summary = None if known is None else known.summary
         for row in rows:
             summary = codec.summarise(summary, row)
         if summary is None:
             return
         columns = codec.to_columns(summary)
-        if before is not None and columns == codec.to_columns(before):
+        data = codec.encode(summary)
+        if known is not None and columns == known.columns:
             # Naming an indexed column in an UPDATE rewrites its indexes, changed or not: three pages in each commit.
-            connection.execute("UPDATE summaries SET data = ? WHERE session = ?", (codec.encode(summary), session))
-            return
-        connection.execute(
-            _PUT,
-            (
-                session,
-                session_id,
-                columns.status,
-                columns.agent_id,
-                columns.agent_version,
-                to_micros(columns.created_at),
-                columns.archived,
-                codec.encode(summary),
-            ),
-        )
+            connection.execute("UPDATE summaries SET data = ? WHERE session = ?", (data, session))
+        else:
+            connection.execute(
+                _PUT,
+                (
+                    session,
+                    session_id,
+                    columns.status,
+                    columns.agent_id,
+                    columns.agent_version,
+                    to_micros(columns.created_at),
+                    columns.archived,
+                    data,
+                ),
+            )
+        if len(self._known) >= _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[session] = _Known(after, summary, columns)
+
+    def _last_known(self, connection: sqlite3.Connection, session: int, before: bytes) -> _Known[S] | None:
+        known = self._known.pop(session, None)
+        if before == GENESIS:
+            return None
+        if known is not None and known.hash == before:
+            return known
+        summary = self.get(connection, session)
+        return None if summary is None else _Known(before, summary, self._codec.to_columns(summary))
 
     def page(self, connection: sqlite3.Connection, query: SummaryQuery) -> SummaryPage[S]:
         backwards = query.before is not None
