@@ -1,6 +1,6 @@
 """What the tests of the runtime share: all of it over a real store, with a brain and hands that only take notes."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,9 +39,11 @@ class Notes:
 
     woken: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    on_wake: Callable[[], object] = bool
 
     def wake(self, session_id: str) -> None:
         self.woken.append(session_id)
+        self.on_wake()
 
     async def release(self, session_id: str) -> None:
         self.released.append(session_id)

@@ -344,3 +344,15 @@ async def test_a_large_event_is_kept_whole(kitchen: Kitchen) -> None:
     assert sent.body.count("ä".encode()) == 300_000
     (shown,) = (await kitchen.runtime.events.list(session.id, EventQuery())).data
     assert shown.body == sent.body
+
+
+async def test_the_brain_is_woken_by_what_is_in_the_log_even_if_the_sender_is_gone(kitchen: Kitchen) -> None:
+    session = await kitchen.session()
+    async with asyncio.TaskGroup() as tasks:
+        sending = tasks.create_task(send(kitchen, session, message()))
+        kitchen.notes.on_wake = sending.cancel
+    assert sending.cancelled()
+    assert kitchen.notes.woken == [session.id]
+    assert len(await listed(kitchen, session)) == 1
+    await agent_message(kitchen, session, 1)
+    assert kitchen.notes.woken == [session.id]

@@ -8,7 +8,7 @@ from weakref import WeakSet
 from galley_server.errors import NotFound
 from galley_server.log.answers import Remembered
 from galley_server.log.row import Draft, Head, Preview, Row, Tombstone, parse_cursor
-from galley_server.log.store import Deleted, Grown, Guard, Notice, Rows
+from galley_server.log.store import Deleted, Grown, Guard, Notice, Rows, Watcher
 from galley_server.log.tail import Bounds, Tail
 
 T = TypeVar("T")
@@ -73,6 +73,10 @@ class Log:
     async def delete(self, session_id: str, *, caller: str, guard: Guard | None = None) -> Tombstone:
         """Delete the session; its tails end."""
         return await self._rows.delete(session_id, caller=caller, guard=guard)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Have `watcher` called after each commit; see the port."""
+        self._rows.watch(watcher)
 
     async def position(self, session_id: str, cursor: str) -> int:
         """Return the position a cursor names: `row_<seq>`, or an event id, which means its first row."""

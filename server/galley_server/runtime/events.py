@@ -35,7 +35,6 @@ from galley_server.runtime.clock import Clock
 from galley_server.runtime.event_drafts import client_drafts
 from galley_server.runtime.files import Files
 from galley_server.runtime.idempotency import Idempotency, Once
-from galley_server.runtime.ports import Waker
 from galley_server.runtime.session_view import SessionViews
 from galley_server.runtime.timeline import BEGIN, END, Place, Timeline, events_by_id
 from galley_server.wire import events as ev
@@ -71,14 +70,11 @@ class EventBatch:
 
 
 class Events:
-    def __init__(
-        self, log: Log, summaries: Summaries[Summary], once: Once, *, files: Files, brain: Waker, clock: Clock
-    ) -> None:
+    def __init__(self, log: Log, summaries: Summaries[Summary], once: Once, *, files: Files, clock: Clock) -> None:
         self._log = log
         self._summaries = summaries
         self._once = once
         self._files = files
-        self._brain = brain
         self._clock = clock
         self._views = SessionViews(log)
 
@@ -96,7 +92,6 @@ class Events:
                 rows = await self._log.append(session_id, drafts, guard=_takes_events, remember=kept)
             else:
                 rows = await self._append_checked(session_id, events, drafts, kept)
-            self._brain.wake(session_id)
             return tuple(show_on_arrival(row) for row in rows[: len(drafts)])
 
         async def again(answer: bytes) -> tuple[ShownEvent, ...]:

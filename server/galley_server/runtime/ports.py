@@ -1,6 +1,12 @@
-"""What the runtime needs of the brain and the hands."""
+"""What the runtime needs of the brain and the hands, and what the brain gets from it: to be woken."""
 
-from typing import Protocol
+from typing import Final, Protocol
+
+from galley_server.log.store import Grown, Notice, Watcher
+
+CLIENT_TYPES: Final = frozenset(
+    {"user.message", "user.interrupt", "user.tool_confirmation", "user.custom_tool_result", "system.message"}
+)
 
 
 class Waker(Protocol):
@@ -17,3 +23,16 @@ class Releaser(Protocol):
     async def release(self, session_id: str) -> None:
         """The session is archived or deleted: its sandbox goes. Idempotent; never raises."""
         ...
+
+
+def wakes(brain: Waker) -> Watcher:
+    """Wake the brain whenever something from a client is in the log.
+
+    It hangs on the commit and not on the call that appends, because a call may be cancelled after its commit.
+    """
+
+    def watch(notice: Notice) -> None:
+        if isinstance(notice, Grown) and any(row.type in CLIENT_TYPES for row in notice.rows):
+            brain.wake(notice.session_id)
+
+    return watch

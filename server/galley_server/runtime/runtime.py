@@ -16,7 +16,7 @@ from galley_server.runtime.events import Events
 from galley_server.runtime.files import Files
 from galley_server.runtime.idempotency import Once
 from galley_server.runtime.models import ModelDirectory, Models
-from galley_server.runtime.ports import Releaser, Waker
+from galley_server.runtime.ports import Releaser, Waker, wakes
 from galley_server.runtime.sessions import Sessions
 from galley_server.settings import Settings
 
@@ -42,6 +42,7 @@ class Runtime:
     ) -> None:
         """`files` is opened first (see `open_files`): the hands and the brain read it too."""
         once = Once(database)
+        log.watch(wakes(brain))
         self.settings = settings
         self.files = files
         self.models = Models(directory, default_model=settings.model.default)
@@ -54,11 +55,10 @@ class Runtime:
             agents=self.agents,
             environments=self.environments,
             files=files,
-            brain=brain,
             hands=hands,
             clock=clock,
         )
-        self.events = Events(log, summaries, once, files=files, brain=brain, clock=clock)
+        self.events = Events(log, summaries, once, files=files, clock=clock)
 
 
 @asynccontextmanager

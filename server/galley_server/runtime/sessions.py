@@ -26,7 +26,7 @@ from galley_server.runtime.environments import Environments
 from galley_server.runtime.event_drafts import client_drafts
 from galley_server.runtime.files import Files
 from galley_server.runtime.idempotency import Idempotency, Once, remembered, to_json
-from galley_server.runtime.ports import Releaser, Waker
+from galley_server.runtime.ports import Releaser
 from galley_server.runtime.session_view import SessionViews, show_session
 from galley_server.wire import events as ev
 from galley_server.wire.agent import SessionAgent
@@ -53,7 +53,6 @@ class Sessions:
         agents: Agents,
         environments: Environments,
         files: Files,
-        brain: Waker,
         hands: Releaser,
         clock: Clock,
     ) -> None:
@@ -63,7 +62,6 @@ class Sessions:
         self._agents = agents
         self._environments = environments
         self._files = files
-        self._brain = brain
         self._hands = hands
         self._clock = clock
         self._views = SessionViews(log)
@@ -78,15 +76,12 @@ class Sessions:
             session_id = new_id("sesn")
             try:
                 resources = await self._copies(session_id, request)
-                session = await self._begin(session_id, request, agent, resources, once)
+                return await self._begin(session_id, request, agent, resources, once)
             except BaseException:
                 if request.resources:
                     with anyio.CancelScope(shield=True):
                         await self._files.forget_session(session_id, unless_it_exists=True)
                 raise
-            if request.initial_events:
-                self._brain.wake(session_id)
-            return session
 
         return await self._once.run(once, effect, _again)
 
