@@ -72,12 +72,18 @@ class SecretStore(Protocol):
     async def open_session(self, session_id: str, vault_ids: Collection[str], expires_at: datetime) -> None:
         """Let a session read these vaults until then. Asked again, it sets vaults and end anew.
 
-        A session that was closed may be opened again; what was issued before stays revoked.
+        Asks nothing of the store itself, so it works while that is sealed: tokens are made at the first read. Called
+        for every listed session at start, and in every process that shares the state. A session that was closed may
+        be opened again; what was issued before stays revoked.
         """
         ...
 
     async def close_session(self, session_id: str) -> None:
-        """Refuse new calls, wait (bounded) for those in flight, revoke everything issued. Idempotent."""
+        """Refuse new calls, wait (bounded) for those in flight, revoke everything issued. Idempotent.
+
+        Raises StoreUnavailable when not all of it could be revoked: the registry then asks again until it could,
+        after a restart too. It never opens the session again before.
+        """
         ...
 
     async def issue(
