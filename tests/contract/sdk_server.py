@@ -52,6 +52,8 @@ def scripted(request: Request) -> Answer:
         return call("bash", command="true")
     if "take for ever" in asked:
         return Reply((Text("Well..."),), fault=Stall("text"))
+    if len(asked) > 1000:
+        return say("You said a lot.", pace=CHUNKS)
     said = Text(f"You said: {asked}")
     return Reply((Thinking("Hm."), said) if "think" in asked else (said,), pace=CHUNKS)
 

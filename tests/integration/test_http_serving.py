@@ -56,6 +56,23 @@ async def test_a_free_port_is_found_and_told() -> None:
             assert response.status_code == 200
 
 
+async def test_an_answer_in_two_writes_does_not_wait_for_an_acknowledgement() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    loop = asyncio.get_running_loop()
+    async with (
+        httpx2.AsyncClient() as client,
+        serve(app, host="127.0.0.1", port=0, closing=asyncio.Event()) as address,
+    ):
+        await client.get(address.url)
+        began = loop.time()
+        for _ in range(25):
+            await client.get(address.url)
+        assert loop.time() - began < 0.5  # with the delay it is a second at least
+
+
 async def test_open_streams_end_with_the_server_and_end_whole() -> None:
     app, clients = Silent(), []
     async with asyncio.timeout(10), httpx2.AsyncClient(timeout=10) as client:
