@@ -153,10 +153,16 @@ class Events:
                     if len(rows) < _ROWS and not await self._grown(session_id, seq):
                         break
         summary = await self._summaries.summary(session_id)
+        while seq < summary.seq and len(found) < limit:
+            # The status below is that of the summary, so nothing that led to it may be missing above.
+            rows = await self._log.read(session_id, after=seq, before=summary.seq + 1, limit=_ROWS)
+            seq, more = await self._take(session_id, rows, seq, limit - len(found), types)
+            found = (*found, *more)
         return EventBatch(
             events=tuple(found),
             next_after=row_cursor(seq),
-            has_more=len(found) == limit and seq < summary.seq,
+            # The status is newer than the events: whoever stops at an idle one must not miss how it came about.
+            has_more=seq < summary.seq,
             status=summary.shown_status,
             stop_reason=summary.stop_reason,
         )
