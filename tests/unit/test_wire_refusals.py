@@ -333,3 +333,7 @@ def test_strings_are_shown_in_single_quotes_as_the_official_api_does() -> None:
     assert shown("a") == "'a'"
     assert shown(None) == "null"
     assert shown({"a": [1, True]}) == '{"a": [1, true]}'
+
+
+def test_repeated_ids_count_once() -> None:
+    assert FileQuery(ids=("file_1",) * 101).ids == ("file_1",)

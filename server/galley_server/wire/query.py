@@ -6,7 +6,7 @@ Source of the shapes: `anthropic.types.beta`, package 2.12.
 from datetime import UTC, datetime
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from galley_server.wire.base import Wire
 from galley_server.wire.bounds import Id, Version
@@ -65,6 +65,11 @@ PreviewType: TypeAlias = Literal["agent.message", "agent.thinking"]
 def _utc(at: datetime) -> datetime:
     """A time without a zone is UTC."""
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def _distinct(values: object) -> object:
+    """Repetitions count once."""
+    return tuple(dict.fromkeys(values)) if isinstance(values, tuple) else values
 
 
 Time: TypeAlias = Annotated[datetime, AfterValidator(_utc)]
@@ -131,7 +136,7 @@ class EventQuery(CreatedQuery):
 
 
 class FileQuery(Wire):
-    ids: Annotated[tuple[Id, ...], Field(max_length=100)] | None = None
+    ids: Annotated[tuple[Id, ...], Field(max_length=100), BeforeValidator(_distinct)] | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] | None = None
     page: Cursor | None = None
     scope_id: Id | None = None
