@@ -39,7 +39,8 @@ class SecretStore(Protocol):
     """Keeps secrets, and lets a session read those of its own vaults only.
 
     Every call is bounded in time and raises StoreUnavailable when the store is sealed, cannot be reached or answers
-    in error: nothing was done then, as far as can be known. No error says what a secret holds.
+    in error: nothing was done then, as far as can be known. No error says what a secret holds. An id that cannot be
+    one (empty, over 40 bytes, unprintable) is refused with InvalidRequest.
     """
 
     async def write(self, ref: SecretRef, fields: Mapping[str, Secret], *, expected: int | None) -> int:
@@ -53,7 +54,7 @@ class SecretStore(Protocol):
     async def read(self, session_id: str, ref: SecretRef, *, fresh: bool = False) -> Material:
         """Read through the session's own identity. An answer may be as old as `cache_ttl`, unless `fresh`.
 
-        Raises SecretMissing, SessionClosed, AccessRefused (the vault is not one of the session's).
+        Raises SecretMissing, SessionClosed (or never opened), AccessRefused (the vault is not one of the session's).
         """
         ...
 
@@ -89,14 +90,28 @@ class SecretStore(Protocol):
     async def issue(
         self, session_id: str, vault_id: str, engine: Engine, role: str, params: Mapping[str, str]
     ) -> Lease:
-        """Have a dynamic engine make something for a session. Raises SessionClosed, AccessRefused."""
+        """Have a dynamic engine make something for a session.
+
+        `role` is the operator's name for it (`reader`); for `generic` the mount comes first (`rabbitmq/reader`).
+        Raises SessionClosed, AccessRefused, SecretMissing (no such role), InvalidRequest (no such engine here).
+        """
         ...
 
     async def seal(self, vault_id: str, plaintext: bytes) -> str:
         """Encrypt, bound to the vault: only `unseal` of the same vault gives it back."""
         ...
 
-    async def unseal(self, vault_id: str, sealed: str) -> bytes: ...
+    async def unseal(self, vault_id: str, sealed: str) -> bytes:
+        """Raises InvalidRequest when it was not sealed here, or for another vault."""
+        ...
+
+    async def wrap(self, session_id: str, ref: SecretRef, *, ttl_s: int) -> Secret:
+        """Return a token that gives the credential's material away once, within `ttl_s`. Raises what `read` raises."""
+        ...
+
+    async def unwrap(self, ref: SecretRef, token: Secret) -> Material:
+        """Spend such a token. Raises AccessRefused when it is spent, expired, unknown, or for another credential."""
+        ...
 
     async def ready(self) -> None:
         """Raise StoreUnavailable, with the reason, unless the store would serve a request now."""
