@@ -46,6 +46,8 @@ def scripted(request: Request) -> Answer:
     asked = request.asked
     if request.steps:
         return say(f"The tool said: {request.steps[-1][1].text}", pace=CHUNKS)
+    if "which tools" in asked:
+        return say(" ".join(sorted(request.tool_names)) or "no tools")
     if "call weather" in asked:
         return call("weather", city="Paris")
     if "run" in asked:

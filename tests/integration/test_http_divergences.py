@@ -1,5 +1,6 @@
 """Each deliberate departure from the official API that shows over HTTP, as `docs/divergences.md` lists them."""
 
+import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from anthropic._streaming import SSEDecoder
 
 from tests.contract.sdk_server import Galley
 
@@ -134,6 +136,52 @@ async def test_limited_networking_is_kept_though_sandboxes_have_no_network(clien
     }
     body = {"name": str(uuid.uuid4()), "config": {"type": "cloud", "networking": networking}}
     assert (await client.post("/v1/environments", json=body)).json()["config"]["networking"] == networking
+
+
+async def played(client: httpx2.AsyncClient, agent: dict[str, Any], text: str) -> list[dict[str, Any]]:
+    """One turn of a new session; its events."""
+    made = (await client.post("/v1/agents", json={**AGENT, **agent})).json()
+    environment = (await client.post("/v1/environments", json={"name": str(uuid.uuid4())})).json()
+    hello = {"type": "user.message", "content": [{"type": "text", "text": text}]}
+    body = {"agent": made["id"], "environment_id": environment["id"], "initial_events": [hello]}
+    path = f"/v1/sessions/{(await client.post('/v1/sessions', json=body)).json()['id']}/events"
+    events: list[dict[str, Any]] = []
+    async with asyncio.timeout(10), client.stream("GET", f"{path}/stream?after_event_id=row_0") as answer:
+        async for event in SSEDecoder().aiter_bytes(answer.aiter_bytes()):
+            if event.event is not None:
+                events.append(event.json())
+            if event.event == "session.status_idle":
+                break
+    return events
+
+
+async def test_mcp_servers_of_an_agent_are_reported_as_not_reachable(client: httpx2.AsyncClient) -> None:
+    agent = {
+        "mcp_servers": [{"type": "url", "name": "docs", "url": "https://docs.example.com/mcp"}],
+        "tools": [{"type": "mcp_toolset", "mcp_server_name": "docs"}],
+    }
+    events = await played(client, agent, "which tools")
+    (error,) = (event["error"] for event in events if event["type"] == "session.error")
+    assert (error["type"], error["mcp_server_name"]) == ("mcp_connection_failed_error", "docs")
+    assert [event["content"][0]["text"] for event in events if event["type"] == "agent.message"] == ["no tools"]
+
+
+async def test_the_web_tools_may_be_set_up_but_are_not_offered_to_the_model(client: httpx2.AsyncClient) -> None:
+    configs = [{"name": name, "enabled": True} for name in ("bash", "web_search", "web_fetch")]
+    toolset = {"type": "agent_toolset_20260401", "default_config": {"enabled": False}, "configs": configs}
+    events = await played(client, {"tools": [toolset]}, "which tools")
+    assert [event["content"][0]["text"] for event in events if event["type"] == "agent.message"] == ["bash"]
+
+
+async def test_an_effort_that_was_not_chosen_stays_open(client: httpx2.AsyncClient) -> None:
+    assert (await client.post("/v1/agents", json=AGENT)).json()["model"]["effort"] is None
+
+
+async def test_there_are_no_prices(client: httpx2.AsyncClient) -> None:
+    events = await played(client, {}, "hello")
+    (usage,) = (event["usage"] for event in events if event["type"] == "session.usage")
+    assert usage["output_tokens"] > 0
+    assert "list_cost" not in usage
 
 
 def rows() -> list[list[str]]:
