@@ -307,17 +307,24 @@ def _session(session: Session, stop_reason: ev.StopReason | None) -> dict[str, A
 
 def _bounded(batch: EventBatch, view: Literal["compact", "full"]) -> EventsOut:
     """As many events as fit into one result; the cursor stands behind the last of them."""
+    shown = batch.events if view == "full" else _once_each(batch.events)
     if view == "full":
-        items: Sequence[CompactEvent | FullEvent] = [full(event) for event in batch.events]
-        count = fitting([len(event.body) for event in batch.events], MAX_FULL_TOTAL)
+        items: Sequence[CompactEvent | FullEvent] = [full(event) for event in shown]
+        count = fitting([len(event.body) for event in shown], MAX_FULL_TOTAL)
     else:
-        items = [compact(event) for event in batch.events]
+        items = [compact(event) for event in shown]
         count = fitting([len(item.model_dump_json()) for item in items], MAX_TOTAL)
     everything = count == len(items)
     return EventsOut(
         events=list(items[:count]),
-        next_after=batch.next_after if everything else batch.events[count - 1].cursor,
+        next_after=batch.next_after if everything else shown[count - 1].cursor,
         status=batch.status,
         stop_reason=None if batch.stop_reason is None else batch.stop_reason.type,
         has_more=batch.has_more or not everything,
     )
+
+
+def _once_each(events: Sequence[ShownEvent]) -> Sequence[ShownEvent]:
+    """Without the arrival of what was processed in the same batch: its place is where it was processed."""
+    processed = {event.event_id for event in events if event.processed_at is not None}
+    return [event for event in events if event.processed_at is not None or event.event_id not in processed]
