@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import urlsplit
 
+from galley_vault_proxy.addresses import Net
 from galley_vault_proxy.errors import ConfigError
 from galley_vault_proxy.secret import Secret
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 KeySource: TypeAlias = Literal["file", "keyring"]
-Net: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Value = TypeVar("Value")
 
 _PRINTABLE: Final = re.compile(r"[!-~]+")
