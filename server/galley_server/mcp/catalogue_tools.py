@@ -9,12 +9,11 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import Field
 
 from galley_server.errors import InvalidRequest
-from galley_server.hands.permission import enabled
-from galley_server.hands.tools import SANDBOX_TOOLS
 from galley_server.mcp.tool import Output
+from galley_server.runtime.access import SANDBOX_TOOLS, access_of
 from galley_server.runtime.idempotency import Idempotency
 from galley_server.runtime.runtime import Runtime
-from galley_server.wire.agent import AgentToolset, AlwaysAsk, Recipe, SandboxTool
+from galley_server.wire.agent import Recipe, SandboxTool
 from galley_server.wire.agent_request import AgentCreate
 from galley_server.wire.environment import EnvironmentCreate
 from galley_server.wire.file import File
@@ -97,28 +96,15 @@ def once_of(tool: str, key: str | None, **arguments: object) -> Idempotency | No
 
 
 def show_agent(agent: Recipe) -> AgentOut:
-    built_in = [name for name in sorted(SANDBOX_TOOLS) if enabled(agent, name)]
-    asks = [
-        name
-        for name in built_in
-        for toolset in agent.tools
-        if isinstance(toolset, AgentToolset)
-        and isinstance(
-            next(
-                (config for config in toolset.configs if config.name == name), toolset.default_config
-            ).permission_policy,
-            AlwaysAsk,
-        )
-    ]
-    custom = [tool.name for tool in agent.tools if tool.type == "custom"]
+    access = access_of(agent)
     return AgentOut(
         id=agent.id,
         name=agent.name,
         version=agent.version,
         model=agent.model.id,
         description=agent.description,
-        tools=[*built_in, *custom],
-        asks_before=asks or None,
+        tools=list(access.tools),
+        asks_before=list(access.asked) or None,
     )
 
 
@@ -244,7 +230,7 @@ class CatalogueTools:
 
 
 def _toolset(tools: list[SandboxTool] | None, asks_before: list[SandboxTool]) -> dict[str, object]:
-    allowed = SANDBOX_TOOLS if tools is None else frozenset(tools)
+    allowed = frozenset(SANDBOX_TOOLS if tools is None else tools)
     missing = sorted(set(asks_before) - allowed)
     if missing:
         raise InvalidRequest(f"asks_before: {', '.join(missing)} is not among `tools`")
@@ -254,7 +240,7 @@ def _toolset(tools: list[SandboxTool] | None, asks_before: list[SandboxTool]) ->
             "enabled": name in allowed,
             "permission_policy": {"type": "always_ask" if name in asks_before else "always_allow"},
         }
-        for name in sorted(SANDBOX_TOOLS)
+        for name in SANDBOX_TOOLS
     ]
     return {"type": "agent_toolset_20260401", "configs": tuple(configs)}
 

@@ -6,8 +6,8 @@ from typing import Any, Final, Literal
 
 from pydantic import ConfigDict
 
-from galley_server.log.projection import ShownEvent
 from galley_server.mcp.tool import Output
+from galley_server.runtime.events import ShownEvent
 from galley_server.wire.base import JSON
 
 COMPACT_TYPES: Final = frozenset(

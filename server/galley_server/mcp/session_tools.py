@@ -6,7 +6,6 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import Field
 
 from galley_server.errors import InvalidRequest, NotFound
-from galley_server.log.projection import ShownEvent
 from galley_server.mcp.catalogue_tools import FileOut, Key, Limit, PageCursor, once_of, show_file
 from galley_server.mcp.compact import (
     COMPACT_TYPES,
@@ -19,7 +18,7 @@ from galley_server.mcp.compact import (
     full,
 )
 from galley_server.mcp.tool import Output
-from galley_server.runtime.events import EventBatch
+from galley_server.runtime.events import EventBatch, ShownEvent
 from galley_server.runtime.idempotency import Idempotency
 from galley_server.runtime.runtime import Runtime
 from galley_server.wire import events as ev

@@ -15,13 +15,13 @@ from galley_server.log.log import Log
 from galley_server.log.projection import (
     PROCESSED_TYPE,
     QUEUED_TYPES,
-    ShownEvent,
     is_internal,
     processed_event,
     show,
     show_on_arrival,
     show_processed,
 )
+from galley_server.log.projection import ShownEvent as ShownEvent
 from galley_server.log.row import Draft, Preview, Row
 from galley_server.log.row import cursor as row_cursor
 from galley_server.log.state import SessionState, Status
