@@ -143,7 +143,7 @@ def play(client: Client) -> str:
         raise Failed(f"tools/list: {', '.join(sorted(TOOLS - names))} missing")
     client.call("list_agents")
     session = client.call("create_session", title="smoke")
-    session_id = session["id"]
+    session_id = session["session_id"]
     client.call("read_events", session_id=session_id)
     client.call("get_session", session_id=session_id)
     client.call("archive_session", session_id=session_id)

@@ -33,7 +33,7 @@ def test_a_call_is_one_line_with_its_time_and_input() -> None:
 def test_a_result_shows_the_first_lines_of_its_output_and_says_how_many_follow() -> None:
     lines = shown(RESULT).splitlines()
     assert lines[1] == "             | row  0"
-    assert lines[-1] == "             | … 15 more lines"
+    assert lines[-1] == "             | … 13 more lines"
 
 
 def test_no_line_is_wider_than_the_terminal() -> None:

@@ -6,7 +6,7 @@ from typing import Final, TextIO
 
 from galley_server.gist import JSON, gist, printable
 
-_PREVIEW_LINES: Final = 6
+_PREVIEW_LINES: Final = 8
 _COLOURS: Final[Mapping[str, str]] = {
     "user": "\x1b[36m",
     "agent": "\x1b[32m",
@@ -26,6 +26,10 @@ class Timeline:
         self._clock = clock
         self._colours = out.isatty()
         self._began = clock()
+
+    def start(self) -> None:
+        """Count the time from here."""
+        self._began = self._clock()
 
     def say(self, text: str = "") -> None:
         """A line of our own."""
