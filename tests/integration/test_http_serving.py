@@ -2,9 +2,11 @@
 
 import asyncio
 import itertools
+import json
 import socket
 import stat
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,3 +154,50 @@ async def test_what_the_block_raises_leaves_as_it_was() -> None:
     with pytest.raises(ZeroDivisionError):
         async with asyncio.timeout(10), serve(app, host="127.0.0.1", port=0, closing=app.closing):
             raise ZeroDivisionError
+
+
+async def exchanged(request: bytes, *, more: bytes = b"", times: int = 0) -> tuple[bytes, bytes]:
+    """Send raw bytes, then `more` again and again; return the head and the body of what comes before the close."""
+    app = Silent()
+    async with asyncio.timeout(10), serve(app, host="127.0.0.1", port=0, closing=app.closing) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(request)
+        with suppress(ConnectionError):
+            for _ in range(times):
+                writer.write(more)
+                await writer.drain()
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = await reader.read()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+    return head, body
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"hello there\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"],
+)
+async def test_what_is_not_http_gets_the_envelope_and_the_door(request_bytes: bytes) -> None:
+    head, body = await exchanged(request_bytes)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\nx-should-retry: false\r\n" in head
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nx-endless: "])
+async def test_a_head_without_end_is_cut_off(begin: bytes) -> None:
+    head, body = await exchanged(begin, more=b"x" * 20_000, times=5)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["message"] == "the request line and headers are larger than 64 KB"
+
+
+async def test_a_large_head_that_ends_in_time_is_served() -> None:
+    app = Silent()
+    headers = {"x-large": "x" * 60_000}
+    async with (
+        httpx2.AsyncClient(headers=headers) as client,
+        serve(app, host="127.0.0.1", port=0, closing=app.closing) as address,
+        client.stream("GET", address.url) as answer,
+    ):
+        assert answer.status_code == 200

@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from galley_server.errors import ConfigError
+from galley_server.http.protocol import Protocol
 
 _BACKLOG: Final = 2048
 # Longer than any client keeps an idle connection: whoever closes first loses the request that crosses the close, and
@@ -51,6 +52,7 @@ async def serve(
         server = _Server(
             uvicorn.Config(
                 app,
+                http=Protocol,
                 interface="asgi3",
                 lifespan="off",
                 proxy_headers=False,
