@@ -1,6 +1,9 @@
 """Control groups, version 1 and 2, as far as a sandbox without an engine needs them."""
 
+import errno
 import os
+import secrets
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +37,8 @@ class Found:
 CONTROLLERS = ("memory", "pids", "cpu")
 
 
-def find(mountinfo: str) -> Hierarchy | None:
-    """Read /proc/self/mountinfo. Version 1 is preferred where it holds the controllers (the hybrid set-up)."""
+def find(mountinfo: str, own: str, user: int) -> Hierarchy | None:
+    """From /proc/self/mountinfo and /proc/self/cgroup. Version 1 wins where it holds controllers (a hybrid)."""
     version_1: dict[str, Path] = {}
     version_2: Path | None = None
     for line in mountinfo.splitlines():
@@ -52,8 +55,17 @@ def find(mountinfo: str) -> Hierarchy | None:
     if version_1:
         return Hierarchy(1, version_1)
     if version_2 is not None:
-        return Hierarchy(2, dict.fromkeys(CONTROLLERS, version_2))
+        return Hierarchy(2, dict.fromkeys(CONTROLLERS, version_2 / _delegated(own, user)))
     return None
+
+
+def _delegated(own: str, user: int) -> str:
+    """Where a plain user may make groups in version 2: below the user's own service manager, if we run there."""
+    if user == 0:
+        return ""
+    path = next((line[3:] for line in own.splitlines() if line.startswith("0::")), "/")
+    before, manager, _ = path.partition(f"/user@{user}.service")
+    return (before + manager).lstrip("/") if manager else path.lstrip("/")
 
 
 def prepare(hierarchy: Hierarchy | None) -> Found:
@@ -70,14 +82,24 @@ def prepare(hierarchy: Hierarchy | None) -> Found:
         try:
             if hierarchy.version == 2:
                 _delegate(folder, controller)
-            trial = folder / _NAME / f"trial-{os.getpid()}"
-            trial.mkdir(parents=True, exist_ok=True)
-            trial.rmdir()
+            _try(folder / _NAME / f"trial-{secrets.token_hex(6)}")
         except OSError as e:
-            missing[controller] = f"cgroups cannot be made here ({e.strerror})"
+            missing[controller] = f"cgroups cannot be made or joined here ({e.strerror})"
         else:
             usable[controller] = folder
     return Found(Hierarchy(hierarchy.version, usable) if usable else None, missing)
+
+
+def _try(group: Path) -> None:
+    """Make a group, put a process into it, remove it."""
+    group.mkdir(parents=True)
+    try:
+        join = ["sh", "-c", 'echo $$ > "$1"', "sh", str(group / "cgroup.procs")]
+        done = subprocess.run(join, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False)
+        if done.returncode != 0:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    finally:
+        group.rmdir()
 
 
 def _delegate(folder: Path, controller: str) -> None:

@@ -72,7 +72,7 @@ def inspect() -> Host:
         mount_base=next((Path(name) for name in _MOUNT_BASES if Path(name).is_dir()), Path("/tmp")),
         system_links=_system_links(),
         extra_system=_outside_usr(python),
-        groups=cgroups.prepare(cgroups.find(Path("/proc/self/mountinfo").read_text())),
+        groups=cgroups.prepare(_hierarchy()),
         counts_processes=_kernel() >= (5, 14),
     )
 
@@ -101,6 +101,11 @@ def _can_mount_images() -> bool:
         check=False,
     )
     return done.returncode == 0
+
+
+def _hierarchy() -> cgroups.Hierarchy | None:
+    own = Path("/proc/self")
+    return cgroups.find((own / "mountinfo").read_text(), (own / "cgroup").read_text(), os.geteuid())
 
 
 def _version(bubblewrap: str) -> tuple[int, ...]:

@@ -19,6 +19,20 @@ LONGEST_WAIT = 2.0
 LONGEST_TURN = 5.0
 
 
+class Clock:
+    """Seconds the sandbox has really been running: what it was frozen for is left out."""
+
+    def __init__(self, reading: float) -> None:
+        self.now = 0.0
+        self._last = reading
+
+    def advance(self, reading: float) -> None:
+        elapsed = reading - self._last
+        self._last = reading
+        if elapsed < LONGEST_TURN:
+            self.now += elapsed
+
+
 class Timer:
     __slots__ = ("action", "at")
 
@@ -38,8 +52,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._timers: list[Timer] = []
         self._children: dict[int, Callable[[int], None]] = {}
-        self._now = 0.0
-        self._last = time.monotonic()
+        self._clock = Clock(time.monotonic())
         self._stopped = False
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
@@ -50,8 +63,7 @@ class Loop:
 
     @property
     def now(self) -> float:
-        """Seconds this loop has really been running."""
-        return self._now
+        return self._clock.now
 
     @property
     def children(self) -> set[int]:
@@ -73,7 +85,7 @@ class Loop:
         self.watch(fd, _nothing, read=False)
 
     def later(self, delay: float, action: Callable[[], None]) -> Timer:
-        timer = Timer(self._now + delay, action)
+        timer = Timer(self.now + delay, action)
         heapq.heappush(self._timers, timer)
         return timer
 
@@ -91,17 +103,14 @@ class Loop:
     def turn(self) -> None:
         wait = LONGEST_WAIT
         if self._timers:
-            wait = max(0.0, min(wait, self._timers[0].at - self._now))
+            wait = max(0.0, min(wait, self._timers[0].at - self.now))
         ready = self._selector.select(wait)
-        monotonic = time.monotonic()
-        elapsed = monotonic - self._last
-        self._last = monotonic
-        self._now += elapsed if elapsed < LONGEST_TURN else 0.0
+        self._clock.advance(time.monotonic())
         for key, events in ready:
             # An earlier action of this turn may have closed this one.
             if self._selector.get_map().get(key.fd) is key:
                 key.data(events)
-        while self._timers and self._timers[0].at <= self._now:
+        while self._timers and self._timers[0].at <= self.now:
             action = heapq.heappop(self._timers).action
             if action is not None:
                 action()

@@ -77,11 +77,11 @@ class Output:
 
     def add(self, data: bytes) -> None:
         self.size += len(data)
-        if self.size <= _KEEP:
-            self._held += data
-            return
         if not self._tail:
-            self._spill()
+            self._held += data
+            if self.size > _KEEP:
+                self._spill()
+            return
         self._write(data)
         self._tail += data
         del self._tail[: max(0, len(self._tail) - 4 * TAIL)]
