@@ -147,6 +147,12 @@ async def test_a_reader_that_takes_nothing_is_let_go() -> None:
     assert not reader.ended
 
 
+async def test_a_silent_stream_lets_go_of_a_reader_that_takes_no_heartbeat() -> None:
+    source, reader = Source(), Reader(reads=False)
+    await run(stream(source, pace=Pace(heartbeat_s=0.01, stall_s=0.02)), reader)
+    assert source.closed
+
+
 async def test_a_reader_that_fell_behind_is_closed_and_can_resume_from_its_last_id() -> None:
     reader = Reader()
     await run(stream(Source(Item("a", cursor="row_4"), then=Lagged("sesn_1", cursor="row_4"))), reader)

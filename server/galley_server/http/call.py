@@ -23,6 +23,7 @@ MEBIBYTE: Final = 1 << 20
 _STALL_S: Final = 60.0
 # Parsing more than this would keep every other session waiting, so it goes to a thread.
 _LARGE: Final = 256 * 1024
+_KEY_HEADER: Final = b"idempotency-key"
 _KEY: Final = re.compile(r"[!-~]{1,255}")
 
 
@@ -38,7 +39,7 @@ class Call:
         self._receive = receive
         self._given = given
         self._limit = body_limit
-        self._raw = b""
+        self._digest = b""
 
     @property
     def request_id(self) -> str:
@@ -64,8 +65,8 @@ class Call:
             raise InvalidRequest(f"content-type: {kind or 'missing'}; send application/json")
         raw = await self._body()
         if len(raw) > _LARGE:
-            return await to_thread.run_sync(read, model, raw)
-        return read(model, raw)
+            return await to_thread.run_sync(self._take, model, raw)
+        return self._take(model, raw)
 
     async def nothing(self) -> None:
         """Read a body that must be empty; an empty object counts as empty."""
@@ -75,23 +76,22 @@ class Call:
 
     def once(self) -> Idempotency | None:
         """What makes a repetition of this call harmless, if the client asked for that. Ask after the body is read."""
-        fingerprint = hashlib.sha256(b"\n".join([self._line(), self._raw])).hexdigest()
-        return self._idempotency(fingerprint)
+        return self.once_for(self._digest)
 
-    def once_for(self, content: str) -> Idempotency | None:
+    def once_for(self, content: bytes) -> Idempotency | None:
         """As `once`, for a body that never is in one piece (and whose bytes differ from one retry to the next)."""
-        return self._idempotency(hashlib.sha256(b"\n".join([self._line(), content.encode()])).hexdigest())
-
-    def _line(self) -> bytes:
-        return f"{self._scope['method']} {self._scope['path']}".encode()
-
-    def _idempotency(self, fingerprint: str) -> Idempotency | None:
-        key = self.header(b"idempotency-key")
+        key = self.header(_KEY_HEADER)
         if key is None:
             return None
         if not _KEY.fullmatch(key):
             raise InvalidRequest("idempotency-key: use 1 to 255 printable ASCII characters without blanks")
-        return Idempotency(key=key, fingerprint=fingerprint)
+        line = f"{self._scope['method']} {self._scope['path']}\n".encode()
+        return Idempotency(key=key, fingerprint=hashlib.sha256(line + content).hexdigest())
+
+    def _take(self, model: type[M], raw: bytes) -> M:
+        if self.header(_KEY_HEADER) is not None:
+            self._digest = hashlib.sha256(raw).digest()
+        return read(model, raw)
 
     async def chunks(self, *, limit: int | None) -> "Chunks":
         """The body as it arrives, refused as soon as it is known to be larger than `limit`."""
@@ -102,8 +102,7 @@ class Call:
 
     async def _body(self) -> bytes:
         pieces = [piece async for piece in await self.chunks(limit=self._limit)]
-        self._raw = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return self._raw
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Chunks:

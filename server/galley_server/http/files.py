@@ -52,7 +52,7 @@ class FileFace:
             upload = form.upload()
 
             def once(sha256: str) -> Idempotency | None:
-                return call.once_for(json.dumps([upload.model_dump(), sha256]))
+                return call.once_for(json.dumps([upload.model_dump(), sha256]).encode())
 
             file = await incoming.store(
                 filename=upload.filename,

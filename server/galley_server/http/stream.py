@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -55,24 +55,30 @@ class EventStream:
         self._closing = closing
         self._request_id = request_id
         self._pace = pace
-        self._sent_at = 0.0
+        self._sent_at = asyncio.get_running_loop().time()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         async with asyncio.TaskGroup() as tasks:
             ends = [
-                tasks.create_task(self._pump(send), name="pump"),
+                tasks.create_task(self._while_read(self._pump(send)), name="pump"),
+                tasks.create_task(self._while_read(self._beat(send)), name="beat"),
                 tasks.create_task(_hung_up(receive), name="hung up"),
                 tasks.create_task(self._closing.wait(), name="closing"),
             ]
-            beat = tasks.create_task(self._beat(send), name="beat")
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for task in (*ends, beat):
+            for task in ends:
                 task.cancel()
         # A reader that takes nothing must not hold up the end either.
         with suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_S):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _while_read(self, sending: Coroutine[None, None, None]) -> None:
+        try:
+            await sending
+        except TimeoutError:
+            logger.info("%s: stream closed: its reader took nothing for %g s", self._request_id, self._pace.stall_s)
 
     async def _pump(self, send: Send) -> None:
         try:
@@ -83,10 +89,10 @@ class EventStream:
                     await self._write(send, frame(item.type, item.body, cursor=item.cursor))
                     if item.type == _LAST:
                         return
+        except TimeoutError:
+            raise  # of the reader, who is told of in one place
         except Lagged as error:
             logger.info("%s: stream closed: %s", self._request_id, error.message)
-        except TimeoutError:
-            logger.info("%s: stream closed: its reader took nothing for %g s", self._request_id, self._pace.stall_s)
         except RequestError as error:
             await self._write(send, frame("error", envelope(error, self._request_id)))
         except Exception:
