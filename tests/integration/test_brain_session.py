@@ -62,6 +62,7 @@ class MemoryHands:
     """Hands whose tools are functions. `runs` counts the effects, as a sandbox would have them."""
 
     work: Work = echo
+    warm: bool = False
     runs: list[str] = field(default_factory=list)
     recovered: list[str] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
@@ -78,6 +79,9 @@ class MemoryHands:
 
     async def incarnation(self, session_id: str, mounts: Sequence[Mount], *, last: str | None = None) -> str:
         return "incarnation_1"
+
+    def at_hand(self, session_id: str, mounts: Sequence[Mount], *, last: str | None) -> str | None:
+        return "incarnation_1" if self.warm else None
 
     async def execute(self, session_id: str, call: ToolCall, incarnation: str) -> ToolOutcome:
         self.runs.append(call.event_id)
@@ -232,6 +236,23 @@ async def test_the_dispatch_is_logged_before_the_call_is_sent() -> None:
         await made.until("session.status_idle")
         types = [row.type for row in await made.rows()]
         assert types.index("agent.tool_use") < types.index("internal.dispatch") < types.index("agent.tool_result")
+
+
+async def test_a_call_that_nothing_holds_up_is_dispatched_as_it_is_logged() -> None:
+    uses = (ToolUse("bash", {"command": "one"}), ToolUse("bash", {"command": "two"}))
+    async with played(Reply(uses), say("Done.")) as (made, brain, _):
+        made.hands.warm = True
+        await made.say(brain, "go")
+        await made.until("session.status_idle")
+        rows = await made.rows()
+        place = next(row.seq for row in rows if row.type == "agent.tool_use")
+        assert [row.type for row in rows[place - 1 : place + 2]] == [
+            "agent.tool_use",
+            "internal.dispatch",
+            "agent.tool_use",
+        ]
+        assert len(made.hands.runs) == 2
+        assert made.hands.recovered == []
 
 
 async def test_two_messages_sent_at_once_are_answered_together() -> None:

@@ -1,13 +1,16 @@
 """What a model's answer becomes in the log. Pure but for the ids."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from pydantic import ValidationError
 
 from galley_server.brain.drafts import event_draft, internal_draft, request_end, session_error, tool_use
 from galley_server.brain.model import Answer
+from galley_server.hands.order import waits
+from galley_server.hands.permission import Governed, rule
+from galley_server.hands.port import ToolCall
 from galley_server.ids import new_id
 from galley_server.log import internal
 from galley_server.log.row import Draft
@@ -37,8 +40,17 @@ def called_ids(transcript: Iterable[Turn]) -> frozenset[str]:
     return frozenset(tool_id for turn in transcript if isinstance(turn, AssistantTurn) for tool_id in turn.calls)
 
 
-def answer_drafts(answer: Answer, agent: SessionAgent, ids: EventIds, taken: frozenset[str]) -> list[Draft]:
-    """Return the rows of a complete answer, its spans's end last. `taken` are the tool ids used before."""
+Starts: TypeAlias = Callable[[ToolCall], str | None]
+"""Gives the incarnation that a call can be sent to at once, None if that must be found out first."""
+
+
+def answer_drafts(
+    answer: Answer, agent: SessionAgent, ids: EventIds, *, taken: frozenset[str], starts: Starts
+) -> list[Draft]:
+    """Return the rows of a complete answer, its span's end last. `taken` are the tool ids used before.
+
+    A call that nothing holds up is dispatched by the very append that logs it: one wait for the disk less.
+    """
     refused = answer.stop_reason == "refusal"
     blocks = () if refused else _with_own_ids(answer.blocks, taken)
     calls = {str(block["id"]): new_id("sevt") for block in blocks if block.get("type") == "tool_use"}
@@ -55,12 +67,16 @@ def answer_drafts(answer: Answer, agent: SessionAgent, ids: EventIds, taken: fro
     texts = tuple(TextBlock(text=str(block.get("text", ""))) for block in blocks if block.get("type") == "text")
     if any(block.text.strip() for block in texts):
         rows.append(event_draft(ev.AgentMessage(id=ids.message, content=texts)))
-    for block in blocks:
-        if block.get("type") == "tool_use":
-            given = block["input"]
-            rows.append(
-                tool_use(agent, calls[str(block["id"])], str(block["name"]), given if isinstance(given, dict) else {})
-            )
+    called = [block for block in blocks if block.get("type") == "tool_use"]
+    for block, needed in zip(called, waits([str(block["name"]) for block in called]), strict=True):
+        given = block["input"]
+        call = ToolCall(calls[str(block["id"])], str(block["name"]), given if isinstance(given, dict) else {})
+        rows.append(tool_use(agent, call))
+        ruling = rule(agent, call.name)
+        if not needed and isinstance(ruling, Governed) and ruling.permission == "allow":
+            incarnation = starts(call)
+            if incarnation is not None:
+                rows.append(internal_draft(internal.Dispatch(tool_use_id=call.event_id, incarnation=incarnation)))
     rows.append(request_end(ids.request, answer.usage, is_error=False))
     if answer.stop_reason in _CUT_OFF:
         rows.append(_cut_off(answer.stop_reason))

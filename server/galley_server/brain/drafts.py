@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 
 from galley_server.hands.permission import Custom, Denied, Governed, rule
+from galley_server.hands.port import ToolCall
 from galley_server.ids import new_id
 from galley_server.log import internal
 from galley_server.log.row import Draft
 from galley_server.log.state import SessionState
 from galley_server.wire import events as ev
 from galley_server.wire.agent import SessionAgent
-from galley_server.wire.base import JSON
 from galley_server.wire.usage import SessionUsage
 
 
@@ -90,18 +90,16 @@ def request_end(request_id: str, usage: ev.ModelUsage, *, is_error: bool) -> Dra
     )
 
 
-def tool_use(agent: SessionAgent, event_id: str, name: str, given: dict[str, JSON]) -> Draft:
+def tool_use(agent: SessionAgent, call: ToolCall) -> Draft:
     """A call as the model made it, with what the agent's policy says to it."""
-    ruling = rule(agent, name)
+    called = {"id": call.event_id, "name": call.name, "input": dict(call.input)}
+    ruling = rule(agent, call.name)
     match ruling:
         case Custom():
-            return event_draft(ev.AgentCustomToolUse(id=event_id, name=name, input=given))
+            return event_draft(ev.AgentCustomToolUse.model_validate(called))
         case Denied():
-            return event_draft(ev.AgentToolUse(id=event_id, name=name, input=given, evaluated_permission="deny"))
+            return event_draft(ev.AgentToolUse.model_validate({**called, "evaluated_permission": "deny"}))
         case Governed(permission=permission):
             evaluation = ev.AlwaysAllowed() if permission == "allow" else ev.AlwaysAsked()
-            return event_draft(
-                ev.AgentToolUse(
-                    id=event_id, name=name, input=given, evaluated_permission=permission, evaluation=evaluation
-                )
-            )
+            judged = {"evaluated_permission": permission, "evaluation": evaluation}
+            return event_draft(ev.AgentToolUse.model_validate({**called, **judged}))

@@ -82,6 +82,8 @@ class Runner:
         self._at = workplace
         self._on_rest = on_rest
         self._woken = False
+        # Calls whose dispatch this very runner logged with them: they are known not to have been sent.
+        self._unsent: set[str] = set()
 
     def wake(self) -> None:
         self._woken = True
@@ -165,9 +167,21 @@ class Runner:
             case None:
                 return  # interrupted: the next decision closes the request
             case Answer():
-                await lease.append(answer_drafts(outcome, agent, ids, called_ids(state.transcript)))
+                taken = called_ids(state.transcript)
+                await lease.append(
+                    answer_drafts(outcome, agent, ids, taken=taken, starts=lambda call: self._start(lease, call))
+                )
             case ModelFailed():
                 await lease.append(self._failure(lease, agent, ids.request, outcome))
+
+    def _start(self, lease: Lease, call: ToolCall) -> str | None:
+        """Where the call is sent as soon as it is logged, None if there is something to do before."""
+        if self._at.hands.refused(call) is not None:
+            return None
+        incarnation = self._at.hands.at_hand(self._session_id, _mounts(lease), last=lease.state.incarnation)
+        if incarnation is not None:
+            self._unsent.add(call.event_id)
+        return incarnation
 
     async def _ask(self, lease: Lease, agent: SessionAgent, ids: EventIds) -> Answer | ModelFailed:
         files = await self._at.files.contents(attached_files(lease.state.transcript))
@@ -228,7 +242,10 @@ class Runner:
     async def _run_tool(self, lease: Lease, call: Call) -> ToolOutcome | None:
         """Bring a call to its outcome, or to None if an interrupt came first."""
         hands, tool_call = self._at.hands, ToolCall(call.event_id, call.name, call.input)
-        if call.incarnation is not None:
+        if call.incarnation is not None and call.event_id in self._unsent:
+            self._unsent.discard(call.event_id)
+            work = hands.execute(self._session_id, tool_call, call.incarnation)
+        elif call.incarnation is not None:
             work = hands.recover(self._session_id, tool_call, call.incarnation)
         else:
             refused = hands.refused(tool_call)

@@ -88,6 +88,11 @@ class Hands(Protocol):
         """
         ...
 
+    def at_hand(self, session_id: str, mounts: Sequence[Mount], *, last: str | None) -> str | None:
+        """What `incarnation` would return at once, None if it would have to wait. A dispatch can then be logged with
+        the call itself."""
+        ...
+
     async def execute(self, session_id: str, call: ToolCall, incarnation: str) -> ToolOutcome:
         """Run a call whose dispatch row was logged. Raises nothing but cancellation: a failure is an outcome."""
         ...

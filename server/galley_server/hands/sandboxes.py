@@ -115,6 +115,9 @@ class SandboxHands:
     async def incarnation(self, session_id: str, mounts: Sequence[Mount], *, last: str | None = None) -> str:
         return await self._station(session_id).incarnation(mounts, last=last)
 
+    def at_hand(self, session_id: str, mounts: Sequence[Mount], *, last: str | None) -> str | None:
+        return self._station(session_id).at_hand(mounts, last=last)
+
     async def execute(self, session_id: str, call: ToolCall, incarnation: str) -> ToolOutcome:
         return await self._run(session_id, call, incarnation, sent=False)
 

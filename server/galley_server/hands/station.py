@@ -119,6 +119,15 @@ class Station:
         self._dispatched_to = incarnation
         return incarnation
 
+    def at_hand(self, mounts: Sequence[Mount], *, last: str | None) -> str | None:
+        """What `incarnation` would return without a question to anybody, None if it would have to ask."""
+        line = self._line
+        if line is None or line.bad or asyncio.get_running_loop().time() - line.heard >= QUIET_S:
+            return None
+        if not line.held.mounted.issuperset(mounts) or line.incarnation != (last or self._dispatched_to):
+            return None
+        return line.incarnation
+
     async def run(self, call: ToolCall, incarnation: str, *, sent: bool, limit_s: float) -> ToolOutcome:
         """Bring a call to its outcome. `sent`: an earlier process may have sent it already."""
         running = Running(asyncio.timeout(limit_s), sent)
