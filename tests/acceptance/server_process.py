@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 GALLEY = (sys.executable, "-P", "-m", "galley_server")
 READY_S = 30.0
@@ -42,24 +43,36 @@ class Served:
         async with asyncio.timeout(within_s):
             return await self.process.wait()
 
-    async def errors(self) -> str:
-        """Everything the ended server wrote on stderr."""
-        assert self.process.stderr is not None
-        return (await self.process.stderr.read()).decode()
+    @property
+    def errors(self) -> str:
+        """What the server wrote on stderr so far."""
+        return _errors(self.home).read_text()
+
+
+def _errors(home: Path) -> Path:
+    """Beside the home, not in it: nothing of a server's own is to be added there."""
+    return home.with_name(f"{home.name}.stderr")
+
+
+def open_errors(home: Path) -> BinaryIO:
+    home.parent.mkdir(parents=True, exist_ok=True)
+    return _errors(home).open("ab")
 
 
 @asynccontextmanager
 async def served(home: Path, *words: str, **settings: str) -> AsyncIterator[Served]:
     arguments = words or ("--port", "0")
-    process = await asyncio.create_subprocess_exec(
-        *GALLEY, "serve", *arguments, env=environment(home, **settings), stdin=DEVNULL, stdout=PIPE, stderr=PIPE
-    )
+    # A file and not a pipe: a pipe that nobody reads would stop a server that has much to say.
+    with open_errors(home) as errors:
+        process = await asyncio.create_subprocess_exec(
+            *GALLEY, "serve", *arguments, env=environment(home, **settings), stdin=DEVNULL, stdout=PIPE, stderr=errors
+        )
     assert process.stdout is not None
     try:
         async with asyncio.timeout(READY_S):
             line = (await process.stdout.readline()).decode()
         ready, _, url = line.strip().rpartition(" ")
-        assert ready == "galley ready", f"it said {line!r} and ended with {await ended(process)}"
+        assert ready == "galley ready", f"it said {line!r} and {_errors(home).read_text()!r}"
         yield Served(process, url, home)
     finally:
         if process.returncode is None:

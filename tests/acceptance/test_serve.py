@@ -88,7 +88,7 @@ async def test_a_signal_ends_it_cleanly_within_5_s_with_streams_open(tmp_path: P
                 pass
             assert await asyncio.wait_for(server.process.wait(), 10) == 0
             assert time.monotonic() - began < 5
-        assert "Traceback" not in await server.errors()
+        assert "Traceback" not in server.errors
 
 
 async def test_a_detached_server_ends_by_itself_when_nobody_needs_it(tmp_path: Path) -> None:
