@@ -194,7 +194,13 @@ async def _open_work(stack: AsyncExitStack, settings: Settings, store: Store) ->
     model = await stack.enter_async_context(MessagesModel.open(settings.model))
     drivers = await stack.enter_async_context(open_drivers(settings.sandbox, store.files, store.home_id))
     hands = await stack.enter_async_context(
-        SandboxHands.open(drivers, sessions=Liveness(store.rows), files=uploads, limits=limits_of(settings.sandbox))
+        SandboxHands.open(
+            drivers,
+            sessions=Liveness(store.rows),
+            files=uploads,
+            outputs=uploads,
+            limits=limits_of(settings.sandbox),
+        )
     )
     workplace = Workplace(
         log=store.log, model=model, hands=hands, files=Attachments(uploads), max_rounds=settings.limits.tool_rounds

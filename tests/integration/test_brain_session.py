@@ -63,6 +63,7 @@ class MemoryHands:
 
     work: Work = echo
     warm: bool = False
+    gathered: asyncio.Event = field(default_factory=asyncio.Event)
     runs: list[str] = field(default_factory=list)
     recovered: list[str] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
@@ -96,6 +97,9 @@ class MemoryHands:
 
     async def interrupt(self, session_id: str, call_ids: Collection[str]) -> None:
         self.interrupted.extend(call_ids)
+
+    def gather(self, session_id: str) -> None:
+        self.gathered.set()
 
     async def release(self, session_id: str) -> None:
         pass
@@ -226,6 +230,8 @@ async def test_a_tool_call_runs_once_and_its_result_reaches_the_model() -> None:
         await made.until("session.status_idle")
         assert len(made.hands.runs) == 1
         assert made.hands.acknowledged == made.hands.runs
+        async with asyncio.timeout(5):
+            await made.hands.gathered.wait()
         answered = script.requests[1].steps[0][1]
         assert 'bash {"command": "ls"}' in str(answered)
 

@@ -240,6 +240,19 @@ async def test_a_long_history_comes_in_bounded_pieces_without_gap_or_duplicate(c
     assert seen == [str(number) for number in range(12)]
 
 
+async def test_what_an_agent_puts_into_outputs_can_be_downloaded(caller: Caller) -> None:
+    command = "mkdir -p /mnt/session/outputs/a && echo soup > /mnt/session/outputs/a/menu.txt"
+    made = await caller("create_session", message=f"run: {command}")
+    await caller.until_idle(made["session_id"])
+    files: list[dict[str, Any]] = []
+    async with asyncio.timeout(20):
+        while not files:  # outputs appear shortly after the turn, as in the official API
+            files = (await caller("get_session", session_id=made["session_id"])).get("files", [])
+    (file,) = files
+    assert file["filename"] == "a_menu.txt"
+    assert (await caller("download_file", file_id=file["id"]))["text"] == "soup\n"
+
+
 @pytest.mark.parametrize("data", [b"soup\n", "Käse".encode(), bytes(range(256)), b""], ids=str)
 async def test_a_file_comes_back_as_it_went_in(caller: Caller, data: bytes) -> None:
     content = base64.b64encode(data).decode()

@@ -287,6 +287,8 @@ class Runner:
             rows.append(drafts.session_error(step.error))
         rows += drafts.idle(state, agent, self._usage(lease), step.stop_reason, step.stop_details)
         await lease.append(rows, expected=state.seq)
+        if state.incarnation is not None and not isinstance(step.stop_reason, ev.RequiresAction):
+            self._at.hands.gather(self._session_id)
 
     def _resumed(self, lease: Lease, agent: SessionAgent) -> list[Draft]:
         """What comes before any work: confirmations count as processed, and the session runs."""

@@ -51,6 +51,17 @@ class FileSource(Protocol):
         ...
 
 
+class OutputSink(Protocol):
+    """Where the files go that a session made for its user."""
+
+    async def keep(self, session_id: str, filename: str, content: AsyncIterator[bytes]) -> None:
+        """Store a file as one of the session's, unless the session has one of this name with these bytes.
+
+        Raises RequestError when it cannot be stored; what `content` raises passes through.
+        """
+        ...
+
+
 class LiveSessions(Protocol):
     """Who still needs a sandbox."""
 
@@ -111,6 +122,10 @@ class Hands(Protocol):
 
     async def interrupt(self, session_id: str, call_ids: Collection[str]) -> None:
         """Kill what these calls started. Their `execute` then returns an error outcome within seconds. Never raises."""
+        ...
+
+    def gather(self, session_id: str) -> None:
+        """A turn is over: begin to keep what its tools put into the outputs directory. Never raises, never waits."""
         ...
 
     async def release(self, session_id: str) -> None:

@@ -11,7 +11,7 @@ from galley_sandbox.errors import SandboxError
 from galley_sandbox.port import Driver, Limits
 
 from galley_server.hands import inputs, tools
-from galley_server.hands.port import FileSource, LiveSessions, Mount, ToolCall, ToolDefinition, ToolOutcome
+from galley_server.hands.port import FileSource, LiveSessions, Mount, OutputSink, ToolCall, ToolDefinition, ToolOutcome
 from galley_server.hands.results import failed, interrupted
 from galley_server.hands.station import Station
 from galley_server.hands.supply import Supply
@@ -41,6 +41,7 @@ class SandboxHands:
         *,
         sessions: LiveSessions,
         files: FileSource,
+        outputs: OutputSink | None,
         former: Sequence[Driver],
         limits: Limits,
         most: int,
@@ -49,6 +50,7 @@ class SandboxHands:
         self._group = tasks
         self._tasks: set[asyncio.Task[None]] = set()
         self._files = files
+        self._outputs = outputs
         self._limits = limits
         self._supply = Supply(
             drivers,
@@ -71,6 +73,7 @@ class SandboxHands:
         *,
         sessions: LiveSessions,
         files: FileSource,
+        outputs: OutputSink | None = None,
         former: Sequence[Driver] = (),
         limits: Limits | None = None,
         most: int = 200,
@@ -90,6 +93,7 @@ class SandboxHands:
                 tasks,
                 sessions=sessions,
                 files=files,
+                outputs=outputs,
                 former=former,
                 limits=limits or Limits(),
                 most=most,
@@ -131,6 +135,12 @@ class SandboxHands:
 
     async def interrupt(self, session_id: str, call_ids: Collection[str]) -> None:
         await self._station(session_id).interrupt(call_ids)
+
+    def gather(self, session_id: str) -> None:
+        station = self._stations.get(session_id)
+        if self._closed or station is None or self._outputs is None:
+            return
+        _ = self._spawn(partial(station.gather, self._outputs), f"gather {session_id}")
 
     async def release(self, session_id: str) -> None:
         if self._closed:

@@ -21,7 +21,8 @@ from galley_sandbox.errors import (
 
 from galley_server.hands.line import LOST, Attempt, Held, Line, answer_within, connect
 from galley_server.hands.mounts import put_missing
-from galley_server.hands.port import FileSource, Mount, ToolCall, ToolOutcome
+from galley_server.hands.outputs import keep_outputs
+from galley_server.hands.port import FileSource, Mount, OutputSink, ToolCall, ToolOutcome
 from galley_server.hands.results import failed, from_sandbox, interrupted, not_run, with_notes
 from galley_server.hands.supply import Spawn, Supply
 
@@ -76,6 +77,7 @@ class Station:
         self._released = False
         self._closed = False
         self._mounting = asyncio.Lock()
+        self._gathering = asyncio.Lock()
         self._dispatched_to: str | None = None
         self._announced: str | None = None
         self._notes: list[str] = []
@@ -160,6 +162,15 @@ class Station:
         self._durable.add(call_id)
         if self._line is not None:
             self._line.stir.set()
+
+    async def gather(self, sink: OutputSink) -> None:
+        """Keep the outputs, if there is a sandbox to take them from. One gathering at a time."""
+        async with self._gathering:
+            if self._line is not None and not self._line.bad:
+                try:
+                    await keep_outputs(self._line, self._session_id, sink)
+                except SandboxLost as error:
+                    log.info("outputs of %s: %s", self._session_id, error)
 
     async def release(self) -> None:
         """Give the sandbox up and see it gone."""

@@ -46,6 +46,7 @@ _FIND: Final = f"SELECT {_COLUMNS} FROM files WHERE id = ?"
 _LIST: Final = f"""
 SELECT {_COLUMNS} FROM files WHERE pk < ? AND (? IS NULL OR session_id = ?) ORDER BY pk DESC LIMIT ?
 """
+_KNOWN: Final = f"SELECT {_COLUMNS} FROM files WHERE session_id = ? AND filename = ? AND sha256 = ? LIMIT 1"
 _OF_SESSION: Final = "SELECT sha256 FROM files WHERE session_id = ?"
 _DELETE: Final = "DELETE FROM files WHERE id = ?"
 _DELETE_OF_SESSION: Final = "DELETE FROM files WHERE session_id = ?"
@@ -115,12 +116,17 @@ class Incoming:
         expires_in_seconds: int | None = None,
         session_id: str | None = None,
         once: OnceFor | None = None,
+        unless_known: bool = False,
     ) -> File:
+        """`unless_known`: if the session has a file of this name with these bytes, return that one."""
         mime_type = mime_type_of(media_type, filename)
         name = checked_name(filename, mime_type)
         await self._flush()
         sha256 = await to_thread.run_sync(self._arrival.finish)
-        return await self._files.keep(
+        known = await self._files.known(session_id, name, sha256) if unless_known else None
+        if known is not None:
+            return known
+        return await self._files.add(
             self._arrival,
             sha256,
             name,
@@ -190,7 +196,14 @@ class Files:
                 once=once,
             )
 
-    async def keep(
+    async def keep(self, session_id: str, filename: str, content: AsyncIterator[bytes]) -> None:
+        """Store a file that a session made, unless it has one of this name with these bytes already."""
+        async with self.receive() as incoming:
+            async for data in content:
+                await incoming.write(data)
+            await incoming.store(filename=filename, media_type=None, session_id=session_id, unless_known=True)
+
+    async def add(
         self,
         arrival: Arrival,
         sha256: str,
@@ -336,6 +349,12 @@ class Files:
 
         async with self._removing:
             await self._remove_unused(await self._database.write(delete))
+
+    async def known(self, session_id: str | None, filename: str, sha256: str) -> File | None:
+        """The session's file of this name with these bytes, if there is one."""
+        values = (session_id, filename, sha256)
+        found = await self._database.read(lambda connection: connection.execute(_KNOWN, values).fetchone())
+        return None if found is None else Stored(*found).shown()
 
     async def _named(self, file_ids: Sequence[str]) -> Sequence[Stored]:
         marks = ", ".join("?" * len(file_ids))
