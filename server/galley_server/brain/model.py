@@ -149,6 +149,13 @@ class MessagesModel:
                 type="model_request_failed_error",
                 retryable=True,
             ) from None
+        except (anthropic.APIError, ValueError, LookupError, AttributeError) as error:
+            # What the SDK or the collector trips over when an endpoint answers in a form of its own.
+            raise ModelFailed(
+                f"The model endpoint's answer is not in the Messages API's form ({type(error).__name__}).",
+                type="model_request_failed_error",
+                retryable=True,
+            ) from error
 
     async def _stream(self, request: ModelRequest, progress: Callable[[Progress], None]) -> Answer:
         collector = _Collector(progress)
