@@ -16,13 +16,16 @@ from galley_vault_proxy.admin.grants import GrantFace
 from galley_vault_proxy.admin.health import HealthFace
 from galley_vault_proxy.audit import Audit
 from galley_vault_proxy.config import read_config
+from galley_vault_proxy.errors import ConfigError
 from galley_vault_proxy.grant import rows
-from galley_vault_proxy.grant.registry import NoGate, Registry
+from galley_vault_proxy.grant.registry import Registry
 from galley_vault_proxy.http.serving import Address, loop_factory
 from galley_vault_proxy.http.serving import serve as listen_on
 from galley_vault_proxy.kept import grant_key_of, private_directory, service_key_of
 from galley_vault_proxy.settings import Settings
 from galley_vault_proxy.state import State
+from galley_vault_proxy.store.embedded import EmbeddedStore
+from galley_vault_proxy.store.port import SecretStore
 
 _SCHEMAS: Final = (rows.SCHEMA,)
 
@@ -67,18 +70,27 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
     async with AsyncExitStack() as stack:
         state = await stack.enter_async_context(State.open(settings.home / "state.db", _SCHEMAS))
         audit = await stack.enter_async_context(Audit.open(settings.home / "audit", max_bytes=settings.audit_bytes))
-        registry = await stack.enter_async_context(Registry.open(state, key=grant_key_of(settings.home), gate=NoGate()))
+        store = await stack.enter_async_context(_store(settings))
+        registry = await stack.enter_async_context(Registry.open(state, key=grant_key_of(settings.home), gate=store))
         app = build_http(
             [
                 GrantFace(registry, audit, stdio=frozenset(stdio)),
                 AuditFace(audit),
-                HealthFace([("state", registry.ready), ("audit", audit.ready)]),
+                HealthFace([("state", registry.ready), ("audit", audit.ready), ("store", store.ready)]),
             ],
             key=key,
         )
         yield await stack.enter_async_context(
             listen_on(app, host=listen.host, port=listen.port, key=key, closing=closing, uds=listen.uds)
         )
+
+
+@asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[SecretStore]:
+    if settings.vault is not None:
+        raise ConfigError("VAULT_ADDR is set, and this build has the embedded store only: unset it")
+    async with EmbeddedStore.open(settings.home, key=settings.store_key) as store:
+        yield store
 
 
 def _log_to_stderr(settings: Settings) -> None:

@@ -179,6 +179,11 @@ class Audit:
         if self._written < goal:
             raise Unavailable(f"the audit log cannot be written: {self._failure}")
 
+    async def progress(self) -> None:
+        """Return after the next attempt to write, however it ends."""
+        async with self._progress:
+            await self._progress.wait()
+
     async def query(self, query: AuditQuery) -> AuditPage:
         """Return what matches. Raises InvalidRequest if `after` is no line's id."""
         after = None if query.after is None else Place.of(query.after)
@@ -219,13 +224,13 @@ class Audit:
             while self._waiting:
                 batch = list(islice(self._waiting, _BATCH))
                 try:
-                    await to_thread.run_sync(self._files.append, batch)
+                    count = await to_thread.run_sync(self._files.append, batch)
                 except OSError as error:
                     await self._failed(error.strerror or str(error))
                     continue
-                for _ in batch:
+                for _ in range(count):
                     self._waiting.popleft()
-                await self._succeeded(len(batch))
+                await self._succeeded(count)
 
     async def _failed(self, why: str) -> None:
         if self._failure is None:

@@ -45,8 +45,8 @@ class AuditFiles:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory.chmod(0o700)
 
-    def append(self, lines: Sequence[Fields]) -> None:
-        """Write all of them, or none. Raises OSError."""
+    def append(self, lines: Sequence[Fields]) -> int:
+        """Write as many of them as the current file takes, at least one. Returns how many. Raises OSError: none."""
         with self._lock():
             number = self._current()
             descriptor = os.open(
@@ -54,7 +54,9 @@ class AuditFiles:
             )
             try:
                 size = _whole_lines(descriptor)
-                _write(descriptor, _text(lines, Place(number, size)), size)
+                text, count = _text(lines, Place(number, size), self._file_bytes)
+                _write(descriptor, text, size)
+                return count
             finally:
                 os.close(descriptor)
 
@@ -105,13 +107,17 @@ class AuditFiles:
             os.close(descriptor)
 
 
-def _text(lines: Sequence[Fields], start: Place) -> bytes:
-    out = bytearray()
+def _text(lines: Sequence[Fields], start: Place, full: int) -> tuple[bytes, int]:
+    """The lines as text, up to the one that fills the file, and how many they are."""
+    out, count = bytearray(), 0
     for line in lines:
         place = Place(start.file, start.offset + len(out))
         text = json.dumps({"id": place.id, **line}, ensure_ascii=False, separators=(",", ":"))
         out += text.encode(errors="replace") + b"\n"
-    return bytes(out)
+        count += 1
+        if start.offset + len(out) >= full:
+            break
+    return bytes(out), count
 
 
 def _whole_lines(descriptor: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol, Self
 
-from galley_vault_proxy.errors import GrantRefused, NotFound, ProxyError, Unavailable
+from galley_vault_proxy.errors import GrantRefused, NotFound, ProxyError, RequestError, Unavailable
 from galley_vault_proxy.grant import rows
 from galley_vault_proxy.grant.rows import GrantRecord, Session
 from galley_vault_proxy.grant.token import Grant, mint, verify
@@ -117,9 +117,11 @@ class Registry:
             if await self._is_closing(grant.session_id):
                 # Its end must not cut off what starts now.
                 await self._close(grant.session_id)
+            # First the gate, because it refuses vault ids that the store could not have. It only notes them.
+            await self._open(rows.merged(await self._state.read(lambda db: rows.session(db, grant.session_id)), grant))
             session = await self._state.write(lambda db: rows.admit(db, grant, self._clock()))
-            await self._gate.open_session(session.id, session.vault_ids, session.expires_at)
-            self._sessions[session.id] = session
+            if session != self._sessions.get(session.id):  # another process has added to it meanwhile
+                await self._open(session)
             self._enter(grant.id, grant.session_id, grant.expires_at)
         return token
 
@@ -206,8 +208,10 @@ class Registry:
         self._version = await self._state.version()
         sessions, grants, self._seq = await self._state.read(look)
         for session in sessions:
-            await self._gate.open_session(session.id, session.vault_ids, session.expires_at)
-            self._sessions[session.id] = session
+            try:
+                await self._open(session)
+            except RequestError as error:
+                logger.error("%s is listed, and its secrets cannot be had: %s", session.id, error)
         for grant in grants:
             self._enter(grant.id, grant.session_id, grant.expires_at)
         self._seen = asyncio.get_running_loop().time()
@@ -228,11 +232,14 @@ class Registry:
             raise GrantRefused("unknown")
         if session is None or record.revoked_at is not None:
             raise GrantRefused("revoked")
-        await self._gate.open_session(session.id, session.vault_ids, session.expires_at)
+        await self._open(session)
         if grant_id in self._revoked:  # while we looked
             raise GrantRefused("revoked")
-        self._sessions[session.id] = session
         self._enter(grant_id, session.id, record.expires_at)
+
+    async def _open(self, session: Session) -> None:
+        await self._gate.open_session(session.id, session.vault_ids, session.expires_at)
+        self._sessions[session.id] = session
 
     def _enter(self, grant_id: str, session_id: str, expires_at: datetime) -> None:
         self._live.setdefault(grant_id, _Live(session_id, expires_at))

@@ -74,22 +74,25 @@ class News:
 
 def admit(db: sqlite3.Connection, grant: Grant, now: datetime) -> Session:
     """List a grant, and its session with everything that its grants need. Returns the session."""
-    before = session(db, grant.session_id)
-    merged = Session(
-        grant.session_id,
-        tuple(dict.fromkeys([*(before.vault_ids if before else ()), *grant.vault_ids])),
-        max(before.expires_at, grant.expires_at) if before else grant.expires_at,
-    )
+    now_listed = merged(session(db, grant.session_id), grant)
     db.execute(
         "INSERT INTO sessions VALUES (?, ?, ?)"
         " ON CONFLICT (id) DO UPDATE SET vault_ids = excluded.vault_ids, expires_at = excluded.expires_at",
-        (merged.id, json.dumps(merged.vault_ids), milliseconds(merged.expires_at)),
+        (now_listed.id, json.dumps(now_listed.vault_ids), milliseconds(now_listed.expires_at)),
     )
     db.execute(
         "INSERT INTO grants VALUES (?, ?, ?, ?, ?, NULL)",
         (grant.id, grant.session_id, grant.thread_id, milliseconds(now), milliseconds(grant.expires_at)),
     )
-    return merged
+    return now_listed
+
+
+def merged(before: Session | None, grant: Grant) -> Session:
+    """The session with what one more grant of it needs."""
+    if before is None:
+        return Session(grant.session_id, grant.vault_ids, grant.expires_at)
+    vault_ids = tuple(dict.fromkeys([*before.vault_ids, *grant.vault_ids]))
+    return Session(before.id, vault_ids, max(before.expires_at, grant.expires_at))
 
 
 def revoke_grant(db: sqlite3.Connection, grant_id: str, now: datetime) -> GrantRecord | None:
