@@ -74,6 +74,10 @@ class HandClient:
         if failure is not None:
             raise failure
 
+    @property
+    def connected(self) -> bool:
+        return self._lost is None
+
     async def call(
         self, call_id: str, tool: str, input: Mapping[str, JSON], *, timeout_s: float | None = None, shell: str = "main"
     ) -> ToolResult:

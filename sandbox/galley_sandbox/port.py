@@ -106,6 +106,11 @@ class Hand(Protocol):
     the sandbox goes on there. All methods may be used at the same time.
     """
 
+    @property
+    def connected(self) -> bool:
+        """False once the stream is known to have dropped: from then on nothing is sent over it."""
+        ...
+
     async def call(
         self, call_id: str, tool: str, input: Mapping[str, JSON], *, timeout_s: float | None = None, shell: str = "main"
     ) -> ToolResult:

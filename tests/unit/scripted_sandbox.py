@@ -47,6 +47,8 @@ class ScriptedSandbox:
     """Takes no new connection."""
     drops: int = 0
     """How many of the next calls run and then lose the connection before the answer."""
+    tells: bool = False
+    """The client notices at once that a line broke, and not only at its next call."""
     cuts: int = 0
     open_lines: int = 0
     connects: int = 0
@@ -95,6 +97,10 @@ class ScriptedHand:
     def __init__(self, place: ScriptedSandbox) -> None:
         self.place = place
         self.cuts = place.cuts
+
+    @property
+    def connected(self) -> bool:
+        return not self.place.tells or (self.place.alive and self.cuts == self.place.cuts)
 
     def check(self) -> None:
         self.place.check()

@@ -318,6 +318,25 @@ async def test_a_sandbox_that_died_between_turns_costs_no_call(
     assert (outcome.is_error, said(outcome)) == (False, f"[{station.GONE}]\nran sevt_1")
 
 
+async def test_a_sandbox_that_is_known_to_have_just_died_costs_no_call(
+    hands: SandboxHands, driver: ScriptedDriver
+) -> None:
+    incarnation = await hands.incarnation(S, [])
+    driver.only.tells, driver.only.alive = True, False
+    assert hands.at_hand(S, [], last=incarnation) is None
+    outcome = await run(hands, "sevt_1", last=incarnation)
+    assert (outcome.is_error, said(outcome)) == (False, f"[{station.GONE}]\nran sevt_1")
+
+
+async def test_a_call_that_was_never_sent_because_its_line_had_broken_did_not_run(
+    hands: SandboxHands, driver: ScriptedDriver
+) -> None:
+    incarnation = await hands.incarnation(S, [])
+    driver.only.tells, driver.only.alive = True, False
+    outcome = await hands.execute(S, bash("sevt_1"), incarnation)
+    assert said(outcome).startswith("interrupted, did not run: ")
+
+
 async def test_a_call_for_a_sandbox_that_is_gone_did_not_run(hands: SandboxHands, driver: ScriptedDriver) -> None:
     await hands.incarnation(S, [])
     outcome = await hands.execute(S, bash("sevt_1"), "another incarnation")

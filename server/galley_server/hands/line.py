@@ -40,14 +40,19 @@ class Line:
     held: Held
     hand: Hand
     heard: float
-    bad: bool = False
-    """Dropped, or not to be trusted any more: no new call uses it."""
+    dropped: bool = False
+    """Given up by us: whoever holds it lets it go."""
     stir: asyncio.Event = field(default_factory=asyncio.Event)
-    """Wakes the task that holds the connection: there are results to acknowledge, or the line is bad."""
+    """Wakes the task that holds the connection: there are results to acknowledge, or the line is dropped."""
 
     @property
     def incarnation(self) -> str:
         return self.held.placed.sandbox.incarnation
+
+    @property
+    def bad(self) -> bool:
+        """No new call uses it: it broke, or is not to be trusted any more."""
+        return self.dropped or not self.hand.connected
 
     def fail(self, error: SandboxLost) -> None:
         if isinstance(error, HandMisbehaved):
@@ -56,7 +61,7 @@ class Line:
         self.drop()
 
     def drop(self) -> None:
-        self.bad = True
+        self.dropped = True
         self.stir.set()
 
 

@@ -267,12 +267,14 @@ class Station:
         elif not self._closed:
             # Closed, an attempt never ends: whoever waits for it is about to be cancelled, and must not be told that a
             # call was lost which the sandbox, left in place, goes on with.
+            if self._line is not None:
+                self._line.drop()  # broken, and whoever holds it may not have noticed
             self._attempt = attempt
             self._holder = self._spawn(partial(self._hold, attempt), f"sandbox of {self._session_id}")
         return attempt
 
     async def _hold(self, attempt: Attempt) -> None:
-        """The task behind an attempt and the line it opens. Ends when the line is bad."""
+        """The task behind an attempt and the line it opens. Ends when the line is dropped."""
         try:
             async with self._connected(attempt) as line:
                 self._line, self._attempt = line, None
@@ -293,7 +295,7 @@ class Station:
 
     async def _attend(self, line: Line) -> None:
         """Acknowledge results, and now and then see that the line is good: returns when it is known not to be."""
-        while not line.bad:
+        while not line.dropped:
             await self._tell_durable(line)
             try:
                 async with asyncio.timeout(WATCH_S):
