@@ -1,0 +1,1 @@
+"""The egress door: the one way of a sandbox to HTTP hosts."""
