@@ -15,7 +15,7 @@ from typing import Final
 from galley_server.brain.brain import Brain
 from galley_server.brain.model import MessagesModel
 from galley_server.brain.runner import Workplace
-from galley_server.drivers import limits_of, open_drivers
+from galley_server.drivers import MakeDrivers, drivers_of, limits_of
 from galley_server.errors import ConfigError
 from galley_server.hands.sandboxes import SandboxHands
 from galley_server.home import run_dir, socket_to_bind
@@ -89,20 +89,20 @@ class Kitchen:
         return self.socket.clients > 0 or self.traffic.requests > 0 or self.brain.busy > 0
 
 
-def serve(settings: Settings, listen: Listen) -> int:
+def serve(settings: Settings, listen: Listen, drivers: MakeDrivers = drivers_of) -> int:
     """Run until SIGTERM, SIGINT or SIGHUP, or until nobody needs it. The exit status."""
     _log_to_stderr(settings)
     with _one_error(), asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_serve(settings, listen))
+        runner.run(_serve(settings, listen, drivers))
     return 0
 
 
-async def _serve(settings: Settings, listen: Listen) -> None:
+async def _serve(settings: Settings, listen: Listen, drivers: MakeDrivers) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    async with kitchen(settings, listen) as running:
+    async with kitchen(settings, listen, drivers) as running:
         sys.stdout.write(f"galley ready {running.address.url}\n")
         sys.stdout.flush()
         await _until_done(running, stop, listen.grace_s)
@@ -129,14 +129,14 @@ def _leave() -> None:
 
 
 @asynccontextmanager
-async def kitchen(settings: Settings, listen: Listen) -> AsyncIterator[Kitchen]:
+async def kitchen(settings: Settings, listen: Listen, drivers: MakeDrivers = drivers_of) -> AsyncIterator[Kitchen]:
     """Everything of one server, from the lock on its home to the open door. Raises ConfigError, Unavailable.
 
     What is opened last is closed first: the doors, so that nothing new comes in while the rest ends.
     """
     async with AsyncExitStack() as stack:
         store = await _open_store(stack, settings, patient=listen.grace_s is not None)
-        runtime, brain = await _open_work(stack, settings, store)
+        runtime, brain = await _open_work(stack, settings, store, drivers)
         mcp = build_server(tools_of(runtime))
         endpoint = HTTPEndpoint(mcp, Gate.for_bind(listen.host, store.api_key))
         await stack.enter_async_context(endpoint.running())
@@ -189,13 +189,16 @@ async def _own(stack: AsyncExitStack, files: StateFiles, *, patient: bool) -> No
         await asyncio.sleep(0.1)
 
 
-async def _open_work(stack: AsyncExitStack, settings: Settings, store: Store) -> tuple[Runtime, Brain]:
+async def _open_work(
+    stack: AsyncExitStack, settings: Settings, store: Store, make_drivers: MakeDrivers
+) -> tuple[Runtime, Brain]:
     uploads = await stack.enter_async_context(open_files(settings, store.database))
     model = await stack.enter_async_context(MessagesModel.open(settings.model))
-    drivers = await stack.enter_async_context(open_drivers(settings.sandbox, store.files, store.home_id))
+    drivers = make_drivers(settings.sandbox, store.files, store.home_id)
     hands = await stack.enter_async_context(
         SandboxHands.open(
-            drivers,
+            drivers.chosen,
+            former=drivers.former,
             sessions=Liveness(store.rows),
             files=uploads,
             outputs=uploads,

@@ -15,7 +15,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -26,7 +26,7 @@ from galley_sandbox.port import Driver
 
 from galley_server import __version__
 from galley_server.brain.model import MessagesModel, ModelFailed, ModelRequest
-from galley_server.drivers import open_drivers
+from galley_server.drivers import drivers_of
 from galley_server.errors import ChainBroken, ConfigError, Unavailable
 from galley_server.home import socket_to_dial
 from galley_server.log.chain import ChainKey
@@ -65,13 +65,16 @@ async def examine(settings: Settings, *, port: int) -> list[Finding]:
     # The probes' sandboxes are not this home's: a server that runs beside us must not take them for its own.
     home_id = f"doctor_{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(prefix="galley-doctor-") as workshop:
-        async with open_drivers(settings.sandbox, StateFiles(Path(workshop)), home_id) as drivers:
+        drivers = drivers_of(settings.sandbox, StateFiles(Path(workshop)), home_id)
+        async with AsyncExitStack() as stack:
+            for driver in (*drivers.chosen, *drivers.former):
+                stack.push_async_callback(driver.close)
             checks: list[Check] = [
                 _versions,
                 lambda: _on_thread(_home, files),
                 lambda: _on_thread(_store, files),
                 lambda: _on_thread(_server, files, port),
-                *[_bound_sandbox(driver) for driver in drivers],
+                *[_bound_sandbox(driver) for driver in drivers.chosen],
                 lambda: _model(settings),
             ]
             async with asyncio.TaskGroup() as tasks:

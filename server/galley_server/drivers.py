@@ -1,7 +1,8 @@
-"""Which sandbox drivers a home uses, in which order. Opening them starts nothing."""
+"""Which sandbox drivers a home uses, in which order. Nothing is started or reached here."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from galley_sandbox.bubblewrap.driver import Bubblewrap
 from galley_sandbox.docker.driver import Docker
@@ -13,23 +14,32 @@ from galley_server.settings import MEBIBYTE, SandboxSettings
 from galley_server.state import StateFiles
 
 
-@asynccontextmanager
-async def open_drivers(settings: SandboxSettings, files: StateFiles, home_id: str) -> AsyncIterator[tuple[Driver, ...]]:
-    """The drivers to try, the preferred one first. Sandboxes outlive them."""
+@dataclass(frozen=True, slots=True)
+class Drivers:
+    """`chosen` in order of preference. `former` may hold sandboxes from when the home was set up otherwise."""
+
+    chosen: tuple[Driver, ...]
+    former: tuple[Driver, ...] = ()
+
+
+MakeDrivers: TypeAlias = Callable[[SandboxSettings, StateFiles, str], Drivers]
+
+
+def drivers_of(settings: SandboxSettings, files: StateFiles, home_id: str) -> Drivers:
     bubblewrap = Bubblewrap(files.sandboxes, home_id)
-    if settings.choice == "bubblewrap":
-        yield (bubblewrap,)
-        return
     docker = Docker(
         home_id,
         url=settings.engine or DEFAULT_URL,
         image_name=settings.image or DEFAULT_IMAGE,
         runtime=settings.runtime,
     )
-    try:
-        yield (docker,) if settings.choice == "docker" else (docker, bubblewrap)
-    finally:
-        await docker.close()
+    match settings.choice:
+        case "docker":
+            return Drivers((docker,), former=(bubblewrap,))
+        case "bubblewrap":
+            return Drivers((bubblewrap,), former=(docker,))
+        case "auto":
+            return Drivers((docker, bubblewrap))
 
 
 def limits_of(settings: SandboxSettings) -> Limits:
