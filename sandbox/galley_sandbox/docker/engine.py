@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -18,7 +19,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
+_OLDEST_API = "1.41"
 _ANSWER_WITHIN_S = 60
+_GREET_WITHIN_S = 10
 _STREAM_HEADER = 8
 _LONGEST_ANSWER = 64 * 1024
 _READ = 256 * 1024
@@ -45,7 +48,7 @@ def translated(what: str) -> Iterator[None]:
         raise SandboxUnavailable(
             f"Docker could not {what}: {e.explanation or e}", fix="see the engine's log, and `galley doctor`"
         ) from e
-    except (DockerException, requests.RequestException) as e:
+    except (DockerException, requests.RequestException, OSError) as e:
         raise SandboxUnavailable(
             f"Docker could not {what}: the engine does not answer ({type(e).__name__}).",
             fix="install Docker and start it, and make sure that this user may use its socket",
@@ -117,7 +120,17 @@ class Engine:
 
 
 def _client(url: str) -> DockerClient:
-    return DockerClient(base_url=url, version="auto", timeout=_ANSWER_WITHIN_S)
+    address = urlsplit(url)
+    if address.scheme == "unix":
+        # docker-py leaks the socket that it could not connect.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+            stream.connect(address.path)
+    # docker-py can ask for the version by itself, but then leaks its connections if there is no good answer.
+    with closing(DockerClient(base_url=url, version=_OLDEST_API, timeout=_GREET_WITHIN_S)) as first:
+        version = first.version(api_version=False).get("ApiVersion")
+    if not isinstance(version, str):
+        raise DockerException("what answers is not a Docker engine")
+    return DockerClient(base_url=url, version=version, timeout=_ANSWER_WITHIN_S)
 
 
 async def _expect_upgrade(reader: asyncio.StreamReader) -> None:
