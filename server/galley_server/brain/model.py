@@ -13,6 +13,7 @@ import anthropic
 import httpx2
 from anthropic.types.raw_message_stream_event import RawMessageStreamEvent
 
+from galley_server.brain.endpoint import Endpoint
 from galley_server.errors import GalleyError
 from galley_server.secret import Secret
 from galley_server.settings import ModelSettings
@@ -20,8 +21,6 @@ from galley_server.wire.base import JSON
 from galley_server.wire.events import ModelUsage, PlainErrorType
 
 MAX_OUTPUT_TOKENS: Final = 16_384
-_READ_TIMEOUT_S: Final = 120.0
-"""The API pings a quiet stream every few seconds: one silent for this long is dead."""
 _MESSAGE_LIMIT: Final = 500
 _PERMANENT: Final = frozenset({400, 401, 402, 403, 404, 405, 413, 422})
 
@@ -110,27 +109,21 @@ class Model(Protocol):
 class MessagesModel:
     """Any endpoint that speaks the Messages API."""
 
-    def __init__(self, client: anthropic.AsyncAnthropic, secrets: Sequence[Secret]) -> None:
-        self._client = client
+    def __init__(self, endpoint: Endpoint, secrets: Sequence[Secret]) -> None:
+        self._endpoint = endpoint
         self._secrets = secrets
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: ModelSettings) -> AsyncIterator[Self]:
         secrets = [secret for secret in (settings.api_key, settings.auth_token) if secret is not None]
-        async with anthropic.AsyncAnthropic(
-            api_key=settings.api_key.reveal() if settings.api_key else None,
-            auth_token=settings.auth_token.reveal() if settings.auth_token else None,
-            base_url=settings.base_url,
-            max_retries=0,
-            timeout=httpx2.Timeout(_READ_TIMEOUT_S, connect=10.0),
-        ) as client:
-            yield cls(client, secrets)
+        async with Endpoint.open(settings) as endpoint:
+            yield cls(endpoint, secrets)
 
     @property
     def client(self) -> anthropic.AsyncAnthropic:
         """For whoever asks the same endpoint something else than for an answer."""
-        return self._client
+        return self._endpoint.first
 
     async def answer(self, request: ModelRequest, progress: Callable[[Progress], None]) -> Answer:
         if not self._secrets:
@@ -159,16 +152,17 @@ class MessagesModel:
 
     async def _stream(self, request: ModelRequest, progress: Callable[[Progress], None]) -> Answer:
         collector = _Collector(progress)
-        stream = await self._client.post(
-            "/v1/messages",
-            body=request.body(),
-            cast_to=anthropic.types.Message,
-            stream=True,
-            stream_cls=anthropic.AsyncStream[RawMessageStreamEvent],
-        )
-        async with stream:
-            async for event in stream:
-                collector.feed(event)
+        with self._endpoint.client() as client:
+            stream = await client.post(
+                "/v1/messages",
+                body=request.body(),
+                cast_to=anthropic.types.Message,
+                stream=True,
+                stream_cls=anthropic.AsyncStream[RawMessageStreamEvent],
+            )
+            async with stream:
+                async for event in stream:
+                    collector.feed(event)
         return collector.finish()
 
     def _refused(self, error: anthropic.APIStatusError) -> ModelFailed:
