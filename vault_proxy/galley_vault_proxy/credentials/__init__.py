@@ -1,1 +1,1 @@
-"""Credentials: what an owner writes, and what the doors inject."""
+"""Vaults and credentials: the official API, and which credential belongs to a request. Secrets stay in the store."""
