@@ -5,13 +5,14 @@ from datetime import UTC, datetime
 
 from starlette.types import ASGIApp
 
-from galley_vault_proxy.admin.shapes import GrantCreate, IssuedGrant, RevokedGrant, RevokedSession, shown
+from galley_vault_proxy.admin.shapes import GrantCreate, IssuedGrant, RevokedGrant, RevokedSession, SessionParams, shown
 from galley_vault_proxy.audit import Audit, AuditLine
 from galley_vault_proxy.errors import InvalidRequest
 from galley_vault_proxy.grant.registry import Registry
 from galley_vault_proxy.http.answer import resource
 from galley_vault_proxy.http.boundary import Operation, Paths
 from galley_vault_proxy.http.call import Call
+from galley_vault_proxy.http.validation import take
 
 
 class GrantFace:
@@ -76,7 +77,9 @@ class GrantFace:
 
     async def _end_session(self, call: Call) -> ASGIApp:
         await call.nothing()
-        closing = await self._registry.revoke_session(call.param("session_id"))
+        # Checked here too: what is no id, a token above all, must not get into the state.
+        session_id = take(SessionParams, {"session_id": call.param("session_id")}).session_id
+        closing = await self._registry.revoke_session(session_id)
         self._audit.record(AuditLine("session.revoke", "allow", who="service", session_id=closing.session_id))
         return resource(
             RevokedSession(

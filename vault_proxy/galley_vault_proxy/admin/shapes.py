@@ -128,6 +128,12 @@ class GrantCreate(Strict):
         )
 
 
+class SessionParams(Strict):
+    """The path of `DELETE /v1/sessions/{session_id}`."""
+
+    session_id: Id
+
+
 class IssuedGrant(Strict):
     """The only answer that ever holds a token."""
 

@@ -15,7 +15,7 @@ _LONGEST: Final = MAX_TOKEN * 2
 
 
 def grant_in(headers: Iterable[tuple[bytes, bytes]], *, header: bytes = b"authorization") -> str:
-    """The token in `header`, as a bearer token or as the password of a Basic one (any user: some clients know no other).
+    """The token in `header`: a bearer token, or the password of a Basic one, which is all that some clients can send.
 
     Raises GrantRefused when there is none, or more than one: whatever stands in front may have looked at the other.
     """
