@@ -141,7 +141,7 @@ class Events:
         As on a stream, an event that had to wait shows when it arrives and again when it is processed.
         """
         await self._log.head(session_id)
-        seq = 0 if after is None else await self._position(session_id, after)
+        seq = 0 if after is None else await self._position(session_id, after, field="after")
         found: Sequence[ShownEvent] = ()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s if timeout_s > 0 else None):
@@ -251,12 +251,12 @@ class Events:
             return {}
         return known_calls(await self._log.read(session_id, after=first - 1, types=CALL_TYPES))
 
-    async def _position(self, session_id: str, after: str) -> int:
+    async def _position(self, session_id: str, after: str, *, field: str = "after_event_id") -> int:
         try:
             return await self._log.position(session_id, after)
         except NotFound:
             raise InvalidRequest(
-                f"after_event_id: '{after[:80]}' is neither an event of {session_id} nor a cursor like row_12"
+                f"{field}: '{after[:80]}' is neither an event of {session_id} nor a cursor like row_12"
             ) from None
 
     async def _is_deleted(self, session_id: str) -> bool:
