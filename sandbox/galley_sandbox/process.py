@@ -6,6 +6,8 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from galley_sandbox.threads import to_end
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessName:
@@ -33,20 +35,30 @@ def is_alive(process: ProcessName) -> bool:
 
 async def kill(process: ProcessName, *, within_s: float) -> bool:
     """Kill exactly this process and wait for its end. True: it is gone."""
+    handle = await to_end(_killed, process)
+    if handle is None:
+        return True
+    try:
+        return await _ended(handle, within_s)
+    finally:
+        os.close(handle)
+
+
+def _killed(process: ProcessName) -> int | None:
+    """A handle on the process, which has been sent its end; None if it is gone already."""
     try:
         handle = os.pidfd_open(process.pid)
     except ProcessLookupError:
-        return True
+        return None
     try:
         # Looked at after it was opened: the handle stays with the process that was looked at.
-        if not is_alive(process):
-            return True
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-        return await _ended(handle, within_s)
+        if is_alive(process):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            return handle
     except ProcessLookupError:
-        return True
-    finally:
-        os.close(handle)
+        pass
+    os.close(handle)
+    return None
 
 
 async def _ended(handle: int, within_s: float) -> bool:

@@ -7,12 +7,13 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
 import docker
 import pytest
+from blockbuster import blockbuster_ctx
 from galley_sandbox.bubblewrap.driver import Bubblewrap
 from galley_sandbox.docker.driver import Docker
 from galley_sandbox.errors import CallRefused, FileRefused, SandboxLost
@@ -72,6 +73,12 @@ def make_driver(backend: str, root: Path, *, home_id: str = HOME_ID, idle_exit_s
     if backend == "bubblewrap":
         return Bubblewrap(root, home_id, idle_exit_s=idle_exit_s)
     return Docker(home_id, idle_exit_s=idle_exit_s)
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    with blockbuster_ctx("galley_sandbox"):
+        yield
 
 
 @pytest.fixture

@@ -112,16 +112,13 @@ class Bubblewrap:
 
     async def adopt(self) -> list[Sandbox]:
         await self._inspected()
-        found: list[Sandbox] = []
-        for folder, state in await asyncio.to_thread(self._states):
-            if state is not None and state.home_id != self._home_id:
-                continue
-            sandbox = await self._revive(folder, state) if state is not None else None
-            if sandbox is not None:
-                found.append(sandbox)
-            else:
-                await self.destroy(folder.name)
-        return found
+        async with asyncio.TaskGroup() as tasks:
+            checked = [
+                tasks.create_task(self._revive_or_remove(folder, state))
+                for folder, state in await asyncio.to_thread(self._states)
+                if state is None or state.home_id == self._home_id
+            ]
+        return [sandbox for task in checked if (sandbox := task.result()) is not None]
 
     async def destroy(self, sandbox_id: str) -> None:
         folder = self._root / sandbox_id
@@ -169,16 +166,23 @@ class Bubblewrap:
     def _states(self) -> list[tuple[Path, State | None]]:
         return [(folder, states.read(folder)) for folder in sorted(self._root.glob("sbx_*"))]
 
-    async def _revive(self, folder: Path, state: State) -> BubblewrapSandbox | None:
-        if state.process is None:
-            return None
-        sandbox = BubblewrapSandbox(folder, state, state.process)
+    async def _revive_or_remove(self, folder: Path, state: State | None) -> Sandbox | None:
+        if state is not None and state.process is not None:
+            sandbox = BubblewrapSandbox(folder, state, state.process)
+            try:
+                async with sandbox.connect():
+                    return sandbox
+            except SandboxLost as e:
+                logger.warning("sandbox %s is not adopted: %s", state.id, e)
+            except SandboxError as e:
+                # Not known to be dead, so neither used nor removed; the next restart looks again.
+                logger.warning("sandbox %s is left alone: %s", state.id, e)
+                return None
         try:
-            async with sandbox.connect():
-                return sandbox
-        except SandboxLost as e:
-            logger.warning("sandbox %s is not adopted: %s", state.id, e)
-            return None
+            await self.destroy(folder.name)
+        except SandboxError as e:
+            logger.warning("sandbox %s could not be removed: %s", folder.name, e)
+        return None
 
     async def _leave_groups(self, sandbox_id: str) -> None:
         """Once the hand is dead its whole process name space is; the groups empty as the kernel gets to it."""

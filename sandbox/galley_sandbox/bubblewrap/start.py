@@ -205,7 +205,7 @@ async def _undo(script: asyncio.subprocess.Process, info: Descriptor) -> None:
     """Nobody will know of this hand, so it must not live."""
     await script.wait()
     with suppress(SandboxLost):
-        name = process.name_of(await _read_pid(info))
+        name = await asyncio.to_thread(process.name_of, await _read_pid(info))
         if name is not None:
             await process.kill(name, within_s=10)
 

@@ -156,15 +156,10 @@ class Docker:
             raise
 
     async def adopt(self) -> list[Sandbox]:
-        found: list[Sandbox] = []
-        for name, state, labels in await self._engine.do("list containers", self._list):
-            identity = container.identity_of(name, labels)
-            sandbox = await self._revive(identity, state) if identity is not None else None
-            if sandbox is not None:
-                found.append(sandbox)
-            else:
-                await self.destroy(name)
-        return found
+        listed = await self._engine.do("list containers", self._list)
+        async with asyncio.TaskGroup() as tasks:
+            checked = [tasks.create_task(self._revive_or_remove(name, state, labels)) for name, state, labels in listed]
+        return [sandbox for task in checked if (sandbox := task.result()) is not None]
 
     async def destroy(self, sandbox_id: str) -> None:
         def remove(client: DockerClient) -> bool:
@@ -203,16 +198,24 @@ class Docker:
         listed = client.api.containers(all=True, filters=wanted)
         return [(str(entry["Names"][0]).removeprefix("/"), entry["State"], entry["Labels"]) for entry in listed]
 
-    async def _revive(self, identity: Identity, state: str) -> DockerSandbox | None:
-        if state not in ("running", "paused"):
-            return None
-        sandbox = DockerSandbox(self._engine, identity)
+    async def _revive_or_remove(self, name: str, state: str, labels: dict[str, str]) -> Sandbox | None:
+        identity = container.identity_of(name, labels)
+        if identity is not None and state in ("running", "paused"):
+            sandbox = DockerSandbox(self._engine, identity)
+            try:
+                async with sandbox.connect():
+                    return sandbox
+            except SandboxLost as e:
+                logger.warning("sandbox %s is not adopted: %s", name, e)
+            except SandboxError as e:
+                # Not known to be dead, so neither used nor removed; the next restart looks again.
+                logger.warning("sandbox %s is left alone: %s", name, e)
+                return None
         try:
-            async with sandbox.connect():
-                return sandbox
-        except SandboxLost as e:
-            logger.warning("sandbox %s is not adopted: %s", identity.id, e)
-            return None
+            await self.destroy(name)
+        except SandboxError as e:
+            logger.warning("sandbox %s could not be removed: %s", name, e)
+        return None
 
     async def _last_words(self, name: str) -> str:
         try:
