@@ -147,7 +147,7 @@ async def spine(home: Path, gate: SessionGate | None = None) -> AsyncIterator[Sp
     ):
         door = Door(registry)
         doors = [Route("/mcp/{name}", door), Route("/mcp/{name}/stream", door)]
-        app = build_http([GrantFace(registry, audit), AuditFace(audit)], key=Secret(KEY), doors=doors)
+        app = build_http([GrantFace(registry, audit), AuditFace(audit)], key=Secret(KEY), audit=audit, doors=doors)
         uds = home / "p.sock"
         async with serve(app, host="127.0.0.1", port=0, key=Secret(KEY), closing=closing, uds=uds) as address:
             yield Spine(registry, audit, address, uds)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from galley_vault_proxy.audit import AuditQuery
 from galley_vault_proxy.grant.narrow import narrow
 from galley_vault_proxy.http import connection
 from galley_vault_proxy.preamble import greeting
@@ -206,3 +207,10 @@ async def test_guessing_the_key_takes_the_same_way_every_time(running: Spine) ->
         near = await client.get("/v1/audit", headers={"x-api-key": KEY[:-1] + "x"})
         far = await client.get("/v1/audit", headers={"x-api-key": "x"})
     assert near.json()["error"] == far.json()["error"]
+
+
+async def test_who_came_without_the_key_is_in_the_audit_log(running: Spine) -> None:
+    before = await running.audit.query(AuditQuery(decision="deny"))
+    await over_tcp(running, get("/v1/audit", "x-api-key: guess-guess-guess"))
+    (line,) = (await running.audit.query(AuditQuery(decision="deny", after=before.next_after))).data
+    assert (line["action"], line["who"], line["reason"]) == ("admin", "nobody", "unauthenticated")

@@ -79,6 +79,7 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
                 HealthFace([("state", registry.ready), ("audit", audit.ready), ("store", store.ready)]),
             ],
             key=key,
+            audit=audit,
         )
         yield await stack.enter_async_context(
             listen_on(app, host=listen.host, port=listen.port, key=key, closing=closing, uds=listen.uds)

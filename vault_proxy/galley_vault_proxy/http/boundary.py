@@ -51,11 +51,12 @@ class Endpoint:
 
 
 class Boundary:
-    """Wraps the API under /v1 and the health checks."""
+    """Wraps the API under /v1 and the health checks. `refused` is told of everyone who came without the key."""
 
-    def __init__(self, app: ASGIApp, key: Secret) -> None:
+    def __init__(self, app: ASGIApp, key: Secret, *, refused: Callable[[], None] | None = None) -> None:
         self._app = app
         self._key = key
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,8 +79,14 @@ class Boundary:
         if scope.get("state", {}).get(TUNNEL) is not None:
             # A sandbox has no business here, whatever it sends along.
             raise NotFound("this connection came through a sandbox's tunnel: it reaches /mcp and nothing else")
-        if scope["path"] not in OPEN:
+        if scope["path"] in OPEN:
+            return
+        try:
             admit(scope["headers"], self._key)
+        except RequestError:
+            if self._refused is not None:
+                self._refused()
+            raise
 
 
 class Reply:
