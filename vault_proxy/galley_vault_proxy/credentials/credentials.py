@@ -1,13 +1,11 @@
 """Credentials: what the calls on them do. Secrets go to the store and nowhere else."""
 
+import asyncio
 import contextlib
-import logging
 import sqlite3
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
-
-import anyio
 
 from galley_vault_proxy.audit import AuditLine
 from galley_vault_proxy.credentials import material, merge, rows
@@ -45,8 +43,6 @@ MAX_CREDENTIALS: Final = 20
 _CREATE: Final = timedelta(minutes=10)
 _UNDO_S: Final = 5.0
 _TRIES: Final = 5
-
-logger = logging.getLogger(__name__)
 
 
 class Credentials:
@@ -94,6 +90,20 @@ class Credentials:
             await self._undo(ref)
             raise
         self._ground.directory.forget(ref.vault_id)
+
+    async def replace(self, stored: Stored, auth: OAuthShown, fields: Mapping[str, Secret]) -> None:
+        """Give an OAuth credential a new authorization, whole: another client, other tokens, nothing of the old."""
+        version = await self._rewrite(stored, {name: fields.get(name) for name in material.OAUTH_FIELDS})
+        now = self._ground.clock()
+
+        def write(db: sqlite3.Connection) -> None:
+            current = _usable(db, stored.shown.vault_id, stored.shown.id)
+            changed = current.shown.model_copy(update={"auth": auth, "updated_at": now})
+            rows.put_credential(db, changed, version)
+
+        self._note(stored.ref, "authorized", version)
+        await self._ground.state.write(write)
+        self._ground.directory.forget(stored.shown.vault_id)
 
     async def retrieve(self, vault_id: str, credential_id: str) -> Credential:
         return (await self._ground.state.read(lambda db: _known(db, vault_id, credential_id))).shown
@@ -204,10 +214,11 @@ class Credentials:
 
     async def _undo(self, ref: SecretRef) -> None:
         """Purge what a failed create may have written. If that fails too, it is due in a while."""
-        with anyio.move_on_after(_UNDO_S, shield=True), contextlib.suppress(ProxyError):
-            # After a cancelled write: it is in the queue before this, and may have made the credential.
-            if await self._ground.state.write(lambda db: rows.give_up(db, ref)):
-                await self._ground.store.purge(ref)
+        with contextlib.suppress(ProxyError, TimeoutError):
+            async with asyncio.timeout(_UNDO_S):
+                # After a cancelled write: it is in the queue before this, and may have made the credential.
+                if await self._ground.state.write(lambda db: rows.give_up(db, ref)):
+                    await self._ground.store.purge(ref)
 
     async def _purge(self, done: str, ref: SecretRef) -> None:
         try:

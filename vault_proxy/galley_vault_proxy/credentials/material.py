@@ -17,6 +17,8 @@ VALUE: Final = "secret_value"
 EXPIRES: Final = "expires_at"
 RENEW: Final = "renew_at"
 
+OAUTH_FIELDS: Final = (ACCESS, REFRESH, CLIENT, EXPIRES, RENEW)
+
 _EARLY: Final = timedelta(seconds=60)
 
 

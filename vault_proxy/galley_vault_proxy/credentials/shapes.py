@@ -43,7 +43,7 @@ def _bag(bag: Mapping[str, str | None]) -> Any:
     return bag
 
 
-def _server_url(url: str) -> str:
+def server_url(url: str) -> str:
     try:
         normal_url(url)
     except ValueError:
@@ -55,7 +55,7 @@ def _server_url(url: str) -> str:
 
 
 def _any_server_url(url: str) -> str:
-    return url if STDIO.fullmatch(url) else _server_url(url)
+    return url if STDIO.fullmatch(url) else server_url(url)
 
 
 def _token(text: str) -> str:
@@ -168,7 +168,7 @@ class PostAuthParam(Strict):
 class RefreshParam(Strict):
     client_id: Annotated[Plain, StringConstraints(min_length=1)]
     refresh_token: ClientSecret
-    token_endpoint: Annotated[Url, AfterValidator(_server_url)]
+    token_endpoint: Annotated[Url, AfterValidator(server_url)]
     token_endpoint_auth: Annotated[NoAuthParam | BasicAuthParam | PostAuthParam, ByType()]
     resource: Plain | None = None
     scope: Plain | None = None
@@ -176,7 +176,7 @@ class RefreshParam(Strict):
 
 class OAuthCreate(Strict):
     type: Literal["mcp_oauth"]
-    mcp_server_url: Annotated[Url, AfterValidator(_server_url)]
+    mcp_server_url: Annotated[Url, AfterValidator(server_url)]
     access_token: Token
     expires_at: Moment | None = None
     refresh: RefreshParam | None = None

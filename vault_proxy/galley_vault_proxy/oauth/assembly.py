@@ -19,6 +19,8 @@ from galley_vault_proxy.credentials.validate import Validator
 from galley_vault_proxy.credentials.vaults import Ground, Vaults
 from galley_vault_proxy.netguard import Netguard
 from galley_vault_proxy.oauth import rows as oauth_rows
+from galley_vault_proxy.oauth.face import LoginFace
+from galley_vault_proxy.oauth.logins import Logins
 from galley_vault_proxy.oauth.outside import Outside
 from galley_vault_proxy.oauth.refresh import Refresher
 from galley_vault_proxy.state import Schema, State
@@ -30,12 +32,14 @@ SCHEMAS: Final[tuple[Schema, ...]] = (credential_rows.SCHEMA, oauth_rows.SCHEMA)
 
 @dataclass(frozen=True, slots=True)
 class CredentialPart:
-    """`source` is for the doors, `vault_face` for the API."""
+    """`source` is for the doors; the faces are for the API, and `login_face.doors()` for routes behind no key."""
 
     source: CredentialSource
     vaults: Vaults
     credentials: Credentials
+    logins: Logins
     vault_face: VaultFace
+    login_face: LoginFace
 
 
 @asynccontextmanager
@@ -46,10 +50,13 @@ async def open_credentials(
     guard: Netguard,
     *,
     key: bytes,
+    base_url: Callable[[], str],
     ssl_context: ssl.SSLContext | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> AsyncIterator[CredentialPart]:
-    """`key` is any secret of this home that is not in the state: fingerprints of repeatable calls are made with it."""
+    """`key` is any secret of this home that is not in the state: fingerprints of repeatable calls are made with it.
+    `base_url` says under which URL people and authorization servers reach this proxy.
+    """
     async with (
         Directory.open(state) as directory,
         Purger.open(state, store, clock) as purger,
@@ -59,9 +66,12 @@ async def open_credentials(
         async with Refresher.open(ground, outside) as refresher:
             vaults, credentials = Vaults(ground), Credentials(ground)
             validator = Validator(credentials, store, refresher, outside, clock)
+            logins = Logins(ground, credentials, outside, base_url)
             yield CredentialPart(
                 source=Source(state, store, directory, refresher, clock),
                 vaults=vaults,
                 credentials=credentials,
+                logins=logins,
+                login_face=LoginFace(logins),
                 vault_face=VaultFace(vaults, credentials, validator, state, once_key=key),
             )

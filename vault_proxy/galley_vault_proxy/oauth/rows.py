@@ -88,6 +88,11 @@ def login(db: sqlite3.Connection, login_id: str) -> Login | None:
     return None if row is None else _login(row)
 
 
+def state_hash(db: sqlite3.Connection, login_id: str) -> str | None:
+    row = db.execute("SELECT state_hash FROM oauth_logins WHERE id = ?", (login_id,)).fetchone()
+    return None if row is None else str(row[0])
+
+
 def take_login(db: sqlite3.Connection, state_hash: str, now: datetime) -> Login | None:
     """The login that waits for this state; it waits no more, whatever becomes of it."""
     row = db.execute(
