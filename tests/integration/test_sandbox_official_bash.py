@@ -48,7 +48,6 @@ CONVERSATIONS: dict[str, list[dict[str, JSON]]] = {
         {"command": "echo yes"},
     ],
     "zero timeout is the default": [{"command": "echo x", "timeout_ms": 0}],
-    "exit": [{"command": "echo bye; exit 0"}, {"command": "echo no"}, {"restart": True}, {"command": "echo yes"}],
     "heredoc": [{"command": "cat <<'END'\n$HOME 'quoted' \"too\"\nEND"}],
     "several lines": [{"command": "for i in 1 2\ndo\n  echo $i # comment\ndone"}, {"command": "echo a; # comment"}],
     "jobs": [{"command": "sleep 30 & echo started; jobs -p | wc -l"}, {"command": "kill %1; wait; echo done"}],

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from docker.types import LogConfig, Mount
-
 from galley_sandbox import staging
 from galley_sandbox.hand.config import Config, Gauge, render
 from galley_sandbox.port import WORKSPACE, Limits
@@ -118,6 +116,23 @@ def hand_config(identity: Identity, cgroup_version: int, idle_exit_s: float) -> 
     )
 
 
+def carrier_settings(name: str, home_id: str, *, image: str, volume: str) -> dict[str, Any]:
+    """The arguments of `containers.create` for a container that only holds the volume while files are put into it."""
+    return {
+        "image": image,
+        "name": name,
+        "entrypoint": ["true"],
+        "network_mode": "none",
+        "labels": {LABEL_HOME: home_id},
+        "mounts": [_mount(volume, read_only=False)],
+    }
+
+
+def _mount(volume: str, *, read_only: bool) -> dict[str, str | bool]:
+    """The volume with the hand's files, where the hand is started from."""
+    return {"Type": "volume", "Source": volume, "Target": staging.IN_SANDBOX, "ReadOnly": read_only}
+
+
 def settings(identity: Identity, config: Config, *, image: str, volume: str, runtime: str | None) -> dict[str, Any]:
     """The arguments of docker-py's `containers.create`."""
     limits = identity.limits
@@ -143,14 +158,14 @@ def settings(identity: Identity, config: Config, *, image: str, volume: str, run
         "security_opt": ["no-new-privileges:true"],
         "read_only": True,
         "tmpfs": _tmpfs(config.tool_uid, limits),
-        "mounts": [Mount(target=staging.IN_SANDBOX, source=volume, type="volume", read_only=True)],
+        "mounts": [_mount(volume, read_only=True)],
         "mem_limit": limits.memory_bytes,
         "memswap_limit": limits.memory_bytes,
         "nano_cpus": int(limits.cpus * 1_000_000_000),
         "pids_limit": limits.pids + PID_RESERVE,
         "ipc_mode": "private",
         # The hand says nothing unless it fails, and then once.
-        "log_config": LogConfig(type=LogConfig.types.JSON, config={"max-size": "64k", "max-file": "1"}),
+        "log_config": {"type": "json-file", "config": {"max-size": "64k", "max-file": "1"}},
         "runtime": runtime,
         "detach": True,
     }

@@ -6,20 +6,21 @@ import logging
 import secrets
 import tarfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
-
-from docker import DockerClient
-from docker.errors import NotFound
-from docker.types import Mount
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from galley_sandbox import staging
 from galley_sandbox.client import HandClient
 from galley_sandbox.docker import container, image
 from galley_sandbox.docker.container import Identity
-from galley_sandbox.docker.engine import DEFAULT_URL, Conflict, Engine, ExecStream, Missing
+from galley_sandbox.docker.engine import DEFAULT_URL, Engine, ExecStream
+from galley_sandbox.docker.failures import Conflict, Missing
 from galley_sandbox.errors import SandboxError, SandboxLost, SandboxUnavailable
 from galley_sandbox.port import Limits, LimitStatus, MiB, Probe, Sandbox, Spec
+
+if TYPE_CHECKING:
+    from docker import DockerClient
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ START_WITHIN_S = 60.0
 IDLE_EXIT_S = 900.0
 _GONE_WITHIN_S = 20.0
 _POLL_S = 0.05
+_MARKER = f"{staging.IN_SANDBOX}/complete"
 
 
 class DockerSandbox:
@@ -65,7 +67,7 @@ class DockerSandbox:
             await self._engine.do(f"thaw {self.id}", self._thaw)
         return await stack.enter_async_context(self._engine.exec_stream(self.id, command))
 
-    def _thaw(self, client: DockerClient) -> None:
+    def _thaw(self, client: "DockerClient") -> None:
         if client.api.inspect_container(self.id)["State"]["Paused"]:
             client.api.unpause(self.id)
 
@@ -162,16 +164,10 @@ class Docker:
         return [sandbox for task in checked if (sandbox := task.result()) is not None]
 
     async def destroy(self, sandbox_id: str) -> None:
-        def remove(client: DockerClient) -> bool:
-            """Whether it is gone."""
-            try:
-                details = client.api.inspect_container(sandbox_id)
-            except NotFound:
-                return True
-            if (details["Config"]["Labels"] or {}).get(container.LABEL_HOME) != self._home_id:
-                return True
-            client.api.remove_container(details["Id"], force=True, v=True)
-            return True
+        def remove(client: "DockerClient") -> None:
+            details = client.api.inspect_container(sandbox_id)
+            if (details["Config"]["Labels"] or {}).get(container.LABEL_HOME) == self._home_id:
+                client.api.remove_container(details["Id"], force=True, v=True)
 
         for _ in range(int(_GONE_WITHIN_S / _POLL_S)):
             try:
@@ -193,7 +189,7 @@ class Docker:
     def _cgroup_version(self) -> int:
         return 2 if str(self._info.get("CgroupVersion")) == "2" else 1
 
-    def _list(self, client: DockerClient) -> list[tuple[str, str, dict[str, str]]]:
+    def _list(self, client: "DockerClient") -> list[tuple[str, str, dict[str, str]]]:
         wanted = {"label": f"{container.LABEL_HOME}={self._home_id}"}
         listed = client.api.containers(all=True, filters=wanted)
         return [(str(entry["Names"][0]).removeprefix("/"), entry["State"], entry["Labels"]) for entry in listed]
@@ -230,33 +226,51 @@ class Docker:
             if self._volume is None:
                 self._info = await self._engine.do("tell about itself", lambda client: client.info())
                 await image.ensure_image(self._engine, self._image_name)
-                self._volume = await self._engine.do("lay out the hand's files", self._fill_volume)
+                self._volume = await self._filled_volume()
             return self._volume
 
-    def _fill_volume(self, client: DockerClient) -> str:
+    async def _filled_volume(self) -> str:
         """The files go into a volume, so that they reach any engine, near or far, and any image."""
         files = staging.contents()
         # Named by what is in it and mounted read-only, it serves all homes of this engine.
         volume = f"galley-hand-{staging.digest(files)}"
-        client.volumes.create(volume)
-        marker = f"{staging.IN_SANDBOX}/complete"
-        carrier = client.containers.create(
-            self._image_name,
-            entrypoint=["true"],
-            network_mode="none",
-            labels={container.LABEL_HOME: self._home_id},
-            mounts=[Mount(target=staging.IN_SANDBOX, source=volume, type="volume")],
-        )
-        try:
+        async with self._carrier(volume) as carrier:
             try:
-                carrier.get_archive(marker)
-            except NotFound:
-                carrier.put_archive(staging.IN_SANDBOX, _archive(files))
-                # Written last: a volume without it was filled by half.
-                carrier.put_archive(staging.IN_SANDBOX, _archive({"complete": b""}))
-        finally:
-            carrier.remove(force=True)
+                await self._engine.do("look at the hand's files", partial(_look, carrier))
+            except Missing:
+                for archive in (_archive(files), _archive({"complete": b""})):
+                    # The marker comes last: a volume without it was filled by half.
+                    await self._engine.do("lay out the hand's files", partial(_put, carrier, archive))
         return volume
+
+    @asynccontextmanager
+    async def _carrier(self, volume: str) -> AsyncIterator[str]:
+        """A container that is never started: an engine takes files into a volume only by way of one."""
+        name = f"galley-carrier-{secrets.token_hex(8)}"
+        settings = container.carrier_settings(name, self._home_id, image=self._image_name, volume=volume)
+
+        def create(client: "DockerClient") -> None:
+            client.volumes.create(volume)
+            client.containers.create(**settings)
+
+        try:
+            await self._engine.do("prepare a volume for the hand's files", create)
+            yield name
+        finally:
+            with suppress(Missing):
+                await asyncio.shield(self._engine.do("clean up", lambda client: client.api.remove_container(name)))
+
+
+def _look(carrier: str, client: "DockerClient") -> None:
+    """Raises docker-py's NotFound if the marker is not there."""
+    pieces, _ = client.api.get_archive(carrier, _MARKER)
+    # Read to its end, which gives the connection back.
+    for _ in pieces:
+        pass
+
+
+def _put(carrier: str, archive: bytes, client: "DockerClient") -> None:
+    client.api.put_archive(carrier, staging.IN_SANDBOX, archive)
 
 
 def _archive(files: dict[str, bytes]) -> bytes:

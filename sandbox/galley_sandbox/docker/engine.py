@@ -2,57 +2,35 @@
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
-from typing import ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
-import requests
-from docker import DockerClient
-from docker.errors import APIError, DockerException, NotFound
-
-from galley_sandbox.errors import SandboxError, SandboxLost, SandboxUnavailable
+from galley_sandbox.docker.failures import NO_ENGINE
+from galley_sandbox.errors import SandboxLost, SandboxUnavailable
 from galley_sandbox.threads import to_end
 
-P = ParamSpec("P")
+if TYPE_CHECKING:
+    from docker import DockerClient
+
 T = TypeVar("T")
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
-_OLDEST_API = "1.41"
 _ANSWER_WITHIN_S = 60
-_GREET_WITHIN_S = 10
 _STREAM_HEADER = 8
 _LONGEST_ANSWER = 64 * 1024
 _READ = 256 * 1024
 
 
-class Missing(SandboxError):
-    """The engine knows no such thing."""
+class Library(Protocol):
+    """What galley_sandbox.docker.library has; loaded when it is first needed."""
 
+    def client_at(self, url: str) -> "DockerClient": ...
 
-class Conflict(SandboxError):
-    """The engine cannot do that to the thing as it is now."""
-
-
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """docker-py's errors, and those it lets through of the library below it, as ours."""
-    try:
-        yield
-    except NotFound as e:
-        raise Missing(f"Docker could not {what}: {e.explanation or e}") from e
-    except APIError as e:
-        if e.status_code == 409:
-            raise Conflict(f"Docker could not {what}: {e.explanation or e}") from e
-        raise SandboxUnavailable(
-            f"Docker could not {what}: {e.explanation or e}", fix="see the engine's log, and `galley doctor`"
-        ) from e
-    except (DockerException, requests.RequestException, OSError) as e:
-        raise SandboxUnavailable(
-            f"Docker could not {what}: the engine does not answer ({type(e).__name__}).",
-            fix="install Docker and start it, and make sure that this user may use its socket",
-        ) from e
+    def translated(self, what: str) -> AbstractContextManager[None]: ...
 
 
 class Engine:
@@ -60,38 +38,42 @@ class Engine:
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
         self._url = urlsplit(url)
-        self._client: DockerClient | None = None
+        self._opened: tuple[Library, DockerClient] | None = None
         self._opening = asyncio.Lock()
 
-    async def do(self, what: str, work: Callable[[DockerClient], T]) -> T:
+    async def do(self, what: str, work: "Callable[[DockerClient], T]") -> T:
         """Run blocking `work` in a thread. A cancellation waits for it, so that what it made can be removed."""
-        client = await self._open()
-        with translated(what):
+        library, client = await self._open()
+        with library.translated(what):
             return await to_end(work, client)
 
-    async def _open(self) -> DockerClient:
+    async def _open(self) -> "tuple[Library, DockerClient]":
         async with self._opening:
-            if self._client is None:
+            if self._opened is None:
                 if self._url.scheme not in ("unix", "tcp"):
                     raise SandboxUnavailable(
                         f"The engine's address {self._url.geturl()!r} is neither unix:// nor tcp://.",
                         fix="set DOCKER_HOST to the engine's Unix socket, for instance " + DEFAULT_URL,
                     )
-                with translated("be reached"):
-                    self._client = await to_end(_client, self._url.geturl())
-            return self._client
+                if self._url.scheme == "unix" and not await asyncio.to_thread(Path(self._url.path).is_socket):
+                    message = f"Docker: there is no engine's socket at {self._url.path}."
+                    raise SandboxUnavailable(message, fix=NO_ENGINE)
+                library: Library = await to_end(import_module, "galley_sandbox.docker.library")
+                with library.translated("be reached"):
+                    self._opened = library, await to_end(library.client_at, self._url.geturl())
+            return self._opened
 
     async def close(self) -> None:
         async with self._opening:
-            if self._client is not None:
-                await to_end(self._client.close)
-                self._client = None
+            if self._opened is not None:
+                await to_end(self._opened[1].close)
+                self._opened = None
 
     @asynccontextmanager
     async def exec_stream(self, container: str, command: list[str]) -> AsyncIterator["ExecStream"]:
         """Start `command` in a running container, as its root, and be joined to its input and output."""
 
-        def create(client: DockerClient) -> str:
+        def create(client: "DockerClient") -> str:
             made = client.api.exec_create(container, command, stdin=True, stdout=True, stderr=False, user="0")
             return str(made["Id"])
 
@@ -117,20 +99,6 @@ class Engine:
             return await asyncio.open_connection(self._url.hostname, self._url.port or 2375, limit=_LONGEST_ANSWER)
         except OSError as e:
             raise SandboxLost(f"The Docker engine does not answer: {e.strerror}.") from e
-
-
-def _client(url: str) -> DockerClient:
-    address = urlsplit(url)
-    if address.scheme == "unix":
-        # docker-py leaks the socket that it could not connect.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-            stream.connect(address.path)
-    # docker-py can ask for the version by itself, but then leaks its connections if there is no good answer.
-    with closing(DockerClient(base_url=url, version=_OLDEST_API, timeout=_GREET_WITHIN_S)) as first:
-        version = first.version(api_version=False).get("ApiVersion")
-    if not isinstance(version, str):
-        raise DockerException("what answers is not a Docker engine")
-    return DockerClient(base_url=url, version=version, timeout=_ANSWER_WITHIN_S)
 
 
 async def _expect_upgrade(reader: asyncio.StreamReader) -> None:

@@ -6,11 +6,14 @@ import shutil
 import tempfile
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from docker import DockerClient
-
-from galley_sandbox.docker.engine import Engine, Missing
+from galley_sandbox.docker.engine import Engine
+from galley_sandbox.docker.failures import Missing
 from galley_sandbox.errors import SandboxUnavailable
+
+if TYPE_CHECKING:
+    from docker import DockerClient
 
 DEFAULT_IMAGE = "galley-sandbox:1"
 _PUBLIC_IMAGE = "python:3.12-slim-bookworm"
@@ -52,7 +55,7 @@ async def ensure_image(engine: Engine, name: str = DEFAULT_IMAGE) -> None:
 async def _pull(engine: Engine, source: str, name: str) -> None:
     repository, _, tag = name.rpartition(":")
 
-    def pull(client: DockerClient) -> None:
+    def pull(client: "DockerClient") -> None:
         source_repository, _, source_tag = source.rpartition(":")
         image = client.images.pull(source_repository or source, tag=source_tag if source_repository else "latest")
         if source != name:
