@@ -1,7 +1,8 @@
 """What every secret store promises, over each of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,14 +18,35 @@ from galley_vault_proxy.ids import new_id
 from galley_vault_proxy.secret import Secret
 from galley_vault_proxy.store.port import SecretRef
 
-from tests.contract.secret_store_kit import Bench, embedded, fields, later, revealed
+from tests.contract.secret_store_kit import Bench, VaultPlace, embedded, fields, later, over_vault, revealed
+from tests.vault_server.server import TestVault, running
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(scope="module")
+def vault_server() -> Iterator[TestVault]:
+    with running() as server:
+        yield server.vault
+
+
+@pytest.fixture(params=["embedded", "test_vault", "real_vault"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    async with embedded(tmp_path) as made:
+    if request.param == "embedded":
+        async with embedded(tmp_path) as made:
+            yield made
+        return
+    if request.param == "test_vault":
+        vault: TestVault = request.getfixturevalue("vault_server")
+        async with over_vault(VaultPlace(vault.address, Secret(vault.root_token)), tmp_path) as made:
+            yield made
+        assert vault.unsupported == []
+        assert {seen.line for seen in vault.seen if not seen.session} == set()
+        return
+    address, token = os.environ.get("VAULT_ADDR"), os.environ.get("VAULT_TOKEN")
+    if not address or not token:
+        pytest.skip("VAULT_ADDR and VAULT_TOKEN name no Vault")
+    async with over_vault(VaultPlace(address, Secret(token)), tmp_path) as made:
         yield made
 
 

@@ -1,0 +1,57 @@
+"""Vault as an operator sees it: with the operator's own token, for commands that a person runs."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Self
+
+from galley_vault_proxy.errors import ConfigError
+from galley_vault_proxy.secret import Secret
+from galley_vault_proxy.settings import VaultSettings
+from galley_vault_proxy.store.vault_adapter import Answer, Json, Method, Request
+from galley_vault_proxy.store.vault_client import VaultClient
+from galley_vault_proxy.store.vault_fault import Invalid, Missing, Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Raises VaultFault where it says nothing else."""
+
+    client: VaultClient
+    token: Secret
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: VaultSettings, token: Secret) -> AsyncIterator[Self]:
+        async with VaultClient.open(settings) as client:
+            yield cls(client, token)
+
+    async def read(self, path: str, *, method: Method = "get") -> Answer | None:
+        """None when there is nothing. Raises ConfigError when the token may not."""
+        try:
+            return await self._send(Request(method, path, f"read {path}", again=True))
+        except Missing:
+            return None
+
+    async def read_or_refused(self, path: str) -> Answer | None:
+        """Like `read`, for paths where Vault says 400 to what is not there."""
+        try:
+            return await self.read(path)
+        except Invalid:
+            return None
+
+    async def write(self, path: str, body: Json, *, method: Method = "post") -> Answer:
+        return await self._send(Request(method, path, f"write {path}", body))
+
+    async def delete(self, path: str) -> None:
+        await self._send(Request("delete", path, f"delete {path}", again=True))
+
+    async def _send(self, request: Request) -> Answer:
+        try:
+            return await self.client.send(
+                Request(request.method, request.path, request.what, request.body, token=self.token, again=request.again)
+            )
+        except Refused:
+            raise ConfigError(
+                f"VAULT_TOKEN may not {request.what}: use an operator's token, made in VAULT_NAMESPACE if that is set"
+            ) from None
