@@ -1,6 +1,7 @@
 """Everything put together, by hand and in one place: the one list of what is opened and, in reverse, closed."""
 
 import asyncio
+import hmac
 import logging
 import signal
 import sys
@@ -10,24 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from galley_vault_proxy.admin.app import build_http
+from galley_vault_proxy.admin.app import Face, build_http
 from galley_vault_proxy.admin.audit import AuditFace
 from galley_vault_proxy.admin.grants import GrantFace
 from galley_vault_proxy.admin.health import HealthFace
 from galley_vault_proxy.audit import Audit
 from galley_vault_proxy.config import read_config
-from galley_vault_proxy.errors import ConfigError
+from galley_vault_proxy.errors import ConfigError, Unavailable
 from galley_vault_proxy.grant import rows
 from galley_vault_proxy.grant.registry import Registry
 from galley_vault_proxy.http.serving import Address, loop_factory
 from galley_vault_proxy.http.serving import serve as listen_on
 from galley_vault_proxy.kept import grant_key_of, private_directory, service_key_of
+from galley_vault_proxy.netguard import Netguard
+from galley_vault_proxy.oauth.assembly import SCHEMAS as CREDENTIAL_SCHEMAS
+from galley_vault_proxy.oauth.assembly import open_credentials
 from galley_vault_proxy.settings import Settings
 from galley_vault_proxy.state import State
 from galley_vault_proxy.store.embedded import EmbeddedStore
 from galley_vault_proxy.store.port import SecretStore
 
-_SCHEMAS: Final = (rows.SCHEMA,)
+_SCHEMAS: Final = (rows.SCHEMA, *CREDENTIAL_SCHEMAS)
 
 logger = logging.getLogger(__name__)
 
@@ -65,29 +69,56 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
     """The proxy, accepting requests inside the block. Raises ConfigError."""
     private_directory(settings.home)
     key = service_key_of(settings.home, settings.key)
+    grant_key = grant_key_of(settings.home)
     stdio = read_config(settings.config)
-    closing = asyncio.Event()
+    guard = Netguard(settings.allow_nets)
+    closing, own = asyncio.Event(), OwnUrl(settings.url)
     async with AsyncExitStack() as stack:
-        state = await stack.enter_async_context(State.open(settings.home / "state.db", _SCHEMAS))
-        audit = await stack.enter_async_context(Audit.open(settings.home / "audit", max_bytes=settings.audit_bytes))
-        store = await stack.enter_async_context(_store(settings))
-        registry = await stack.enter_async_context(Registry.open(state, key=grant_key_of(settings.home), gate=store))
-        app = build_http(
-            [
-                GrantFace(registry, audit, stdio=frozenset(stdio)),
-                AuditFace(audit),
-                HealthFace([("state", registry.ready), ("audit", audit.ready), ("store", store.ready)]),
-            ],
-            key=key,
-            audit=audit,
+        enter = stack.enter_async_context
+        state = await enter(State.open(settings.home / "state.db", _SCHEMAS))
+        audit = await enter(Audit.open(settings.home / "audit", max_bytes=settings.audit_bytes))
+        store = await enter(_store(settings, state))
+        registry = await enter(Registry.open(state, key=grant_key, gate=store))
+        part = await enter(
+            open_credentials(state, store, audit, guard, key=_derived(grant_key, b"repeatable calls"), base_url=own)
         )
-        yield await stack.enter_async_context(
+        faces: list[Face] = [
+            GrantFace(registry, audit, stdio=frozenset(stdio)),
+            AuditFace(audit),
+            HealthFace([("state", registry.ready), ("audit", audit.ready), ("store", store.ready)]),
+            part.vault_face,
+            part.login_face,
+        ]
+        app = build_http(faces, key=key, audit=audit, doors=part.login_face.doors())
+        address = await enter(
             listen_on(app, host=listen.host, port=listen.port, key=key, closing=closing, uds=listen.uds)
         )
+        own.listening(address)
+        yield address
+
+
+class OwnUrl:
+    """Under which URL people reach this proxy: what the operator says, else where it listens."""
+
+    def __init__(self, chosen: str | None) -> None:
+        self._url = chosen
+
+    def __call__(self) -> str:
+        if self._url is None:
+            raise Unavailable("the proxy is still starting")
+        return self._url
+
+    def listening(self, address: Address) -> None:
+        self._url = self._url or address.url
+
+
+def _derived(key: bytes, purpose: bytes) -> bytes:
+    """A key for one purpose, from which the one that signs grants cannot be had."""
+    return hmac.digest(key, b"galley-vault-proxy/1 " + purpose, "sha256")
 
 
 @asynccontextmanager
-async def _store(settings: Settings) -> AsyncIterator[SecretStore]:
+async def _store(settings: Settings, state: State) -> AsyncIterator[SecretStore]:
     if settings.vault is not None:
         raise ConfigError("VAULT_ADDR is set, and this build has the embedded store only: unset it")
     async with EmbeddedStore.open(settings.home, key=settings.store_key) as store:
