@@ -20,9 +20,9 @@ class Entry:
 
 COMMANDS: Final[Mapping[str, Entry]] = {
     "serve": Entry("galley_vault_proxy.cli.serve", "run the proxy"),
-    "narrow": Entry(
-        "galley_vault_proxy.cli.narrow", "make a grant's token allow less: token on stdin, token on stdout"
-    ),
+    "narrow": Entry("galley_vault_proxy.cli.narrow", "make a grant allow less: token on stdin, token on stdout"),
+    "login": Entry("galley_vault_proxy.oauth.command", "authorise an MCP server in a browser, here or elsewhere"),
+    "bootstrap": Entry("galley_vault_proxy.bootstrap", "write into Vault what the proxy needs, as an operator"),
 }
 
 

@@ -17,7 +17,7 @@ from galley_vault_proxy.admin.grants import GrantFace
 from galley_vault_proxy.admin.health import HealthFace
 from galley_vault_proxy.audit import Audit
 from galley_vault_proxy.config import read_config
-from galley_vault_proxy.errors import ConfigError, Unavailable
+from galley_vault_proxy.errors import Unavailable
 from galley_vault_proxy.grant import rows
 from galley_vault_proxy.grant.registry import Registry
 from galley_vault_proxy.http.serving import Address, loop_factory
@@ -28,10 +28,12 @@ from galley_vault_proxy.oauth.assembly import SCHEMAS as CREDENTIAL_SCHEMAS
 from galley_vault_proxy.oauth.assembly import open_credentials
 from galley_vault_proxy.settings import Settings
 from galley_vault_proxy.state import State
+from galley_vault_proxy.store import leases
 from galley_vault_proxy.store.embedded import EmbeddedStore
 from galley_vault_proxy.store.port import SecretStore
+from galley_vault_proxy.store.vault_store import VaultStore
 
-_SCHEMAS: Final = (rows.SCHEMA, *CREDENTIAL_SCHEMAS)
+_SCHEMAS: Final = (rows.SCHEMA, leases.SCHEMA, *CREDENTIAL_SCHEMAS)
 
 logger = logging.getLogger(__name__)
 
@@ -119,10 +121,12 @@ def _derived(key: bytes, purpose: bytes) -> bytes:
 
 @asynccontextmanager
 async def _store(settings: Settings, state: State) -> AsyncIterator[SecretStore]:
-    if settings.vault is not None:
-        raise ConfigError("VAULT_ADDR is set, and this build has the embedded store only: unset it")
-    async with EmbeddedStore.open(settings.home, key=settings.store_key) as store:
-        yield store
+    if settings.vault is None:
+        async with EmbeddedStore.open(settings.home, key=settings.store_key) as embedded:
+            yield embedded
+    else:
+        async with VaultStore.open(settings.vault, state, cache_ttl_s=settings.cache_ttl_s) as vault:
+            yield vault
 
 
 def _log_to_stderr(settings: Settings) -> None:
