@@ -1,0 +1,488 @@
+"""An MCP server with everything that the conformance suite and the door's own tests ask for, in both eras.
+
+    python mcp_everything_program.py http|sse|stdio [--port PORT] [--json]
+
+Over HTTP it prints its port on stdout when it accepts connections.
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import socket
+import sys
+from typing import Annotated, Any
+
+import uvicorn
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.prompts.base import UserMessage
+from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    AudioContent,
+    ClientCapabilities,
+    Completion,
+    CreateMessageRequest,
+    CreateMessageRequestParams,
+    ElicitRequest,
+    ElicitRequestFormParams,
+    EmbeddedResource,
+    EmptyResult,
+    ImageContent,
+    InputRequiredResult,
+    JSONRPCMessage,
+    ListRootsRequest,
+    SamplingMessage,
+    SetLevelRequestParams,
+    SubscribeRequestParams,
+    TextContent,
+    TextResourceContents,
+    UnsubscribeRequestParams,
+)
+from pydantic import BaseModel, Field
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(32))).decode()
+SOUND = base64.b64encode(b"RIFF$\0\0\0WAVEfmt ").decode()
+
+
+class Events(EventStore):
+    """What was sent on each stream, so that a client can ask for the rest of it."""
+
+    def __init__(self) -> None:
+        self._sent: list[tuple[str, JSONRPCMessage | None]] = []
+
+    async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
+        self._sent.append((stream_id, message))
+        return str(len(self._sent))
+
+    async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
+        last = int(last_event_id)
+        stream = self._sent[last - 1][0]
+        for index, (of, message) in enumerate(self._sent[last:], last + 1):
+            if of == stream and message is not None:
+                await send_callback(EventMessage(message, str(index)))
+        return stream
+
+
+class Tenth(BaseModel):
+    response: str = Field(description="What the user says")
+
+
+class Defaults(BaseModel):
+    name: str = Field(default="John Doe")
+    age: int = Field(default=30)
+    score: float = Field(default=95.5)
+    status: str = Field(default="active", json_schema_extra={"enum": ["active", "inactive", "pending"]})
+    verified: bool = Field(default=True)
+
+
+class Choices(BaseModel):
+    untitledSingle: str = Field(json_schema_extra={"enum": ["option1", "option2", "option3"]})
+    titledSingle: str = Field(
+        json_schema_extra={"oneOf": [{"const": "v1", "title": "First"}, {"const": "v2", "title": "Second"}]}
+    )
+    untitledMulti: list[str] = Field(json_schema_extra={"items": {"type": "string", "enum": ["a", "b", "c"]}})
+    titledMulti: list[str] = Field(
+        json_schema_extra={"items": {"anyOf": [{"const": "x", "title": "X"}, {"const": "y", "title": "Y"}]}}
+    )
+    legacyEnum: str = Field(json_schema_extra={"enum": ["opt1", "opt2"], "enumNames": ["One", "Two"]})
+
+
+server = MCPServer(name="everything", version="1.0.0", instructions="Try every tool.")
+
+
+def text(value: str) -> TextContent:
+    return TextContent(type="text", text=value)
+
+
+def form(message: str, field: str = "name") -> ElicitRequest:
+    schema: Any = {"type": "object", "properties": {field: {"type": "string"}}, "required": [field]}
+    return ElicitRequest(params=ElicitRequestFormParams(message=message, requested_schema=schema))
+
+
+def sample(prompt: str) -> CreateMessageRequest:
+    message = SamplingMessage(role="user", content=text(prompt))
+    return CreateMessageRequest(params=CreateMessageRequestParams(messages=[message], max_tokens=50))
+
+
+@server.tool()
+async def echo(text: str) -> str:
+    """Says what it is told"""
+    return text
+
+
+@server.tool()
+async def whoami(ctx: Context) -> str:
+    """Shows the headers it was called with, as careless servers do"""
+    return json.dumps(dict(ctx.headers or {}))
+
+
+@server.tool()
+async def environment() -> str:
+    """Shows its environment, as careless servers do"""
+    return json.dumps(dict(os.environ))
+
+
+@server.tool()
+async def wait(seconds: float, ctx: Context) -> str:
+    """Waits, and says on stderr when it is cancelled"""
+    try:
+        await ctx.report_progress(0, 1, "waiting")
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        sys.stderr.write("cancelled\n")
+        sys.stderr.flush()
+        raise
+    return "waited"
+
+
+@server.tool()
+async def test_simple_text() -> str:
+    """Says one thing"""
+    return "This is a simple text response for testing."
+
+
+@server.tool()
+async def test_image_content() -> list[ImageContent]:
+    """An image"""
+    return [ImageContent(type="image", data=PIXEL, mime_type="image/png")]
+
+
+@server.tool()
+async def test_audio_content() -> list[AudioContent]:
+    """A sound"""
+    return [AudioContent(type="audio", data=SOUND, mime_type="audio/wav")]
+
+
+def embedded(uri: str, mime_type: str, content: str) -> EmbeddedResource:
+    resource = TextResourceContents(uri=uri, mime_type=mime_type, text=content)
+    return EmbeddedResource(type="resource", resource=resource)
+
+
+@server.tool()
+async def test_embedded_resource() -> list[EmbeddedResource]:
+    """A resource"""
+    return [embedded("test://embedded-resource", "text/plain", "This is an embedded resource content.")]
+
+
+@server.tool()
+async def test_multiple_content_types() -> list[TextContent | ImageContent | EmbeddedResource]:
+    """Three kinds of content"""
+    image = ImageContent(type="image", data=PIXEL, mime_type="image/png")
+    resource = embedded("test://mixed-content-resource", "application/json", '{"test": "data", "value": 123}')
+    return [text("Multiple content types test:"), image, resource]
+
+
+@server.tool()
+async def test_tool_with_logging(ctx: Context) -> str:
+    """Logs while it works"""
+    for line in ("Tool execution started", "Tool processing data", "Tool execution completed"):
+        await ctx.info(line)
+        await asyncio.sleep(0.02)
+    return "logged"
+
+
+@server.tool()
+async def test_logging_tool(ctx: Context) -> str:
+    """Logs if the client asks for it"""
+    await ctx.info("a line")
+    return "logged"
+
+
+@server.tool()
+async def test_tool_with_progress(ctx: Context) -> str:
+    """Reports how far it is"""
+    for done in (0, 50, 100):
+        await ctx.report_progress(done, 100, f"Completed step {done} of 100")
+        await asyncio.sleep(0.02)
+    return "done"
+
+
+@server.tool()
+async def test_sampling(prompt: str, ctx: Context) -> str:
+    """Asks the client's model"""
+    message = SamplingMessage(role="user", content=text(prompt))
+    result = await ctx.session.create_message(messages=[message], max_tokens=100, related_request_id=ctx.request_id)
+    return f"LLM response: {getattr(result.content, 'text', 'none')}"
+
+
+@server.tool()
+async def test_elicitation(message: str, ctx: Context) -> str:
+    """Asks the user"""
+    result = await ctx.elicit(message=message, schema=Tenth)
+    content = result.data.model_dump_json() if result.action == "accept" else "{}"
+    return f"User response: action={result.action}, content={content}"
+
+
+@server.tool()
+async def test_elicitation_sep1034_defaults(ctx: Context) -> str:
+    """Asks the user, with defaults"""
+    result = await ctx.elicit(message="Please provide user information", schema=Defaults)
+    content = result.data.model_dump_json() if result.action == "accept" else "{}"
+    return f"Elicitation completed: action={result.action}, content={content}"
+
+
+@server.tool()
+async def test_elicitation_sep1330_enums(ctx: Context) -> str:
+    """Asks the user to choose"""
+    result = await ctx.elicit(message="Please choose", schema=Choices)
+    content = result.data.model_dump_json() if result.action == "accept" else "{}"
+    return f"Elicitation completed: action={result.action}, content={content}"
+
+
+@server.tool()
+async def test_error_handling() -> str:
+    """Fails"""
+    raise ToolError("This tool intentionally returns an error for testing")
+
+
+@server.tool()
+async def test_reconnection(ctx: Context) -> str:
+    """Closes its stream and goes on"""
+    await ctx.close_sse_stream()
+    await asyncio.sleep(0.1)
+    return "Reconnection test completed successfully"
+
+
+@server.tool()
+async def json_schema_2020_12_tool(
+    name: Annotated[str | None, Field(default=None)] = None,
+) -> str:
+    """Takes a name"""
+    return name or ""
+
+
+@server.tool()
+async def test_trigger_tool_change(ctx: Context) -> str:
+    """Says that the tools have changed"""
+    await ctx.notify_tools_changed()
+    return "told"
+
+
+@server.tool()
+async def test_trigger_prompt_change(ctx: Context) -> str:
+    """Says that the prompts have changed"""
+    await ctx.notify_prompts_changed()
+    return "told"
+
+
+@server.tool()
+async def test_missing_capability(ctx: Context) -> str:
+    """Needs a client that samples"""
+    capabilities = ctx.client_capabilities
+    if capabilities is None or capabilities.sampling is None:
+        raise MCPError(-32021, "sampling is needed", {"requiredCapabilities": {"sampling": {}}})
+    return "sampled"
+
+
+def accepted(ctx: Context, key: str) -> dict[str, Any] | None:
+    found = (ctx.input_responses or {}).get(key)
+    content = getattr(found, "content", None)
+    return content if isinstance(content, dict) else None
+
+
+@server.tool()
+async def test_streaming_elicitation(ctx: Context) -> str | InputRequiredResult:
+    """Reports and then asks"""
+    await ctx.report_progress(1, 2, "asking")
+    if accepted(ctx, "answer") is None:
+        return InputRequiredResult(input_requests={"answer": form("An answer?")})
+    return "answered"
+
+
+@server.tool()
+async def test_input_required_result_elicitation(ctx: Context) -> str | InputRequiredResult:
+    """Asks for a name"""
+    content = accepted(ctx, "user_name")
+    if content is None:
+        return InputRequiredResult(input_requests={"user_name": form("What is your name?")})
+    return f"Hello, {content.get('name')}!"
+
+
+@server.tool()
+async def test_input_required_result_sampling(ctx: Context) -> str | InputRequiredResult:
+    """Asks the client's model"""
+    if "capital_question" not in (ctx.input_responses or {}):
+        return InputRequiredResult(input_requests={"capital_question": sample("What is the capital of France?")})
+    return "The model has said it."
+
+
+@server.tool()
+async def test_input_required_result_list_roots(ctx: Context) -> str | InputRequiredResult:
+    """Asks for the roots"""
+    if "client_roots" not in (ctx.input_responses or {}):
+        return InputRequiredResult(input_requests={"client_roots": ListRootsRequest()})
+    return "The roots are known."
+
+
+@server.tool()
+async def test_input_required_result_request_state(ctx: Context) -> str | InputRequiredResult:
+    """Keeps its state with the client"""
+    if accepted(ctx, "confirm") is None:
+        return InputRequiredResult(input_requests={"confirm": form("Sure?", "ok")}, request_state="asked once")
+    return f"state-ok: {ctx.request_state}"
+
+
+@server.tool()
+async def test_input_required_result_tampered_state(ctx: Context) -> str | InputRequiredResult:
+    """Keeps its state with the client"""
+    if accepted(ctx, "confirm") is None:
+        return InputRequiredResult(input_requests={"confirm": form("Sure?", "ok")}, request_state="precious")
+    return "state-ok"
+
+
+@server.tool()
+async def test_input_required_result_multiple_inputs(ctx: Context) -> str | InputRequiredResult:
+    """Asks for three things at once"""
+    if len(ctx.input_responses or {}) < 3:
+        return InputRequiredResult(
+            input_requests={
+                "user_name": form("What is your name?"),
+                "greeting": sample("Greet."),
+                "client_roots": ListRootsRequest(),
+            },
+            request_state="three",
+        )
+    return "all three"
+
+
+@server.tool()
+async def test_input_required_result_multi_round(ctx: Context) -> str | InputRequiredResult:
+    """Asks twice"""
+    if ctx.request_state is None:
+        return InputRequiredResult(input_requests={"step1": form("What is your name?")}, request_state="1")
+    if ctx.request_state == "1":
+        return InputRequiredResult(input_requests={"step2": form("Favourite colour?", "color")}, request_state="2")
+    return "asked twice"
+
+
+@server.tool()
+async def test_input_required_result_capabilities(ctx: Context) -> str | InputRequiredResult:
+    """Asks what the client can answer"""
+    if ctx.input_responses:
+        return "answered"
+    declared = ctx.client_capabilities or ClientCapabilities()
+    asked: dict[str, Any] = {}
+    if declared.sampling is not None:
+        asked["sampled"] = sample("Say something.")
+    if declared.elicitation is not None:
+        asked["told"] = form("Say something.")
+    return InputRequiredResult(input_requests=asked) if asked else "nothing to ask"
+
+
+@server.resource("test://static-text", mime_type="text/plain")
+def static_text() -> str:
+    return "This is the content of the static text resource."
+
+
+@server.resource("test://static-binary", mime_type="image/png")
+def static_binary() -> bytes:
+    return base64.b64decode(PIXEL)
+
+
+@server.resource("test://template/{id}/data", mime_type="application/json")
+def template(id: str) -> str:
+    return json.dumps({"id": id, "templateTest": True, "data": f"Data for ID: {id}"})
+
+
+@server.resource("test://watched-resource", mime_type="text/plain")
+def watched() -> str:
+    return "Watched resource content"
+
+
+@server.prompt()
+def test_simple_prompt() -> list[UserMessage]:
+    """A simple prompt"""
+    return [UserMessage("This is a simple prompt for testing.")]
+
+
+@server.prompt()
+def test_prompt_with_arguments(arg1: str, arg2: str) -> list[UserMessage]:
+    """A prompt with arguments"""
+    return [UserMessage(f"Prompt with arguments: arg1='{arg1}', arg2='{arg2}'")]
+
+
+@server.prompt()
+def test_prompt_with_embedded_resource(resourceUri: str) -> list[UserMessage]:
+    """A prompt with a resource"""
+    return [UserMessage(embedded(resourceUri, "text/plain", "Embedded resource content for testing."))]
+
+
+@server.prompt()
+def test_prompt_with_image() -> list[UserMessage]:
+    """A prompt with an image"""
+    return [UserMessage(ImageContent(type="image", data=PIXEL, mime_type="image/png")), UserMessage("Look at it.")]
+
+
+@server.prompt()
+def test_input_required_result_prompt(ctx: Context) -> list[UserMessage] | InputRequiredResult:
+    """A prompt that asks first"""
+    content = accepted(ctx, "user_context")
+    if content is None:
+        return InputRequiredResult(input_requests={"user_context": form("In which context?", "context")})
+    return [UserMessage(f"In the context {content.get('context')}")]
+
+
+@server.completion()  # type: ignore[no-untyped-call, untyped-decorator]
+async def complete(ref: Any, argument: Any, context: Any) -> Completion:
+    return Completion(values=[argument.value + "-completed"], total=1, has_more=False)
+
+
+async def _subscribe(ctx: Any, params: SubscribeRequestParams) -> EmptyResult:
+    return EmptyResult()
+
+
+async def _unsubscribe(ctx: Any, params: UnsubscribeRequestParams) -> EmptyResult:
+    return EmptyResult()
+
+
+async def _set_level(ctx: Any, params: Any) -> EmptyResult:
+    return EmptyResult()
+
+
+def older_methods() -> None:
+    """What MCPServer leaves to the low-level server."""
+    low = server._lowlevel_server
+    low.add_request_handler("resources/subscribe", SubscribeRequestParams, _subscribe)
+    low.add_request_handler("resources/unsubscribe", UnsubscribeRequestParams, _unsubscribe)
+    low.add_request_handler("logging/setLevel", SetLevelRequestParams, _set_level)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("transport", choices=["http", "sse", "stdio"])
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    older_methods()
+    if chosen.transport == "stdio":
+        server.run("stdio")
+        return
+    if chosen.transport == "sse":
+        app = server.sse_app()
+    else:
+        app = server.streamable_http_app(event_store=Events(), retry_interval=100, json_response=chosen.json)
+    listener = socket.create_server(("127.0.0.1", chosen.port))
+    sys.stdout.write(f"{listener.getsockname()[1]}\n")
+    sys.stdout.flush()
+    config = uvicorn.Config(stripped(app), log_level="warning", access_log=False)
+    asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
+def stripped(app: ASGIApp) -> ASGIApp:
+    """RFC 9110, 5.5: blanks around a value are no part of it. The HTTP parser leaves those behind it."""
+
+    async def strip(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+        await app(scope, receive, send)
+
+    return strip
+
+
+if __name__ == "__main__":
+    main()

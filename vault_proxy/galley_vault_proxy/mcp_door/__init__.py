@@ -1,0 +1,1 @@
+"""The MCP door: between a sandbox and every MCP server outside."""

@@ -1,0 +1,354 @@
+"""Streamable HTTP to streamable HTTP in one era: what no rule changes passes byte for byte."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import anyio
+import httpx2
+
+from galley_vault_proxy.credentials.port import Injection
+from galley_vault_proxy.errors import AddressRefused
+from galley_vault_proxy.mcp_door.answers import EVENT_HEADERS, Reply
+from galley_vault_proxy.mcp_door.beside import beside
+from galley_vault_proxy.mcp_door.headers import downward, upward
+from galley_vault_proxy.mcp_door.jsonrpc import dump, error_message, read_from_server
+from galley_vault_proxy.mcp_door.keys import Keys
+from galley_vault_proxy.mcp_door.limits import Limits
+from galley_vault_proxy.mcp_door.pools import Pools
+from galley_vault_proxy.mcp_door.screen import BadServer, Screen
+from galley_vault_proxy.mcp_door.sse import EventSplitter, EventTooLarge, event, read_event
+from galley_vault_proxy.mcp_door.visit import SessionSeal, Visit
+from galley_vault_proxy.mcp_door.wire import (
+    INTERNAL_ERROR,
+    META_CAPABILITIES,
+    META_CLIENT,
+    META_VERSION,
+    METHOD,
+    SESSION,
+    VERSION,
+)
+
+EVENTS: Final = "text/event-stream"
+_LIST_ID: Final = "galley-tools-list"
+_PAGES: Final = 64
+_SHAPES: Final = ("application/json", EVENTS)
+
+
+class ServerFailed(Exception):
+    """A server could not be asked, or answered with what is not passed on. The message is safe to show.
+
+    `type` is what a runtime tells its user, `reason` what the audit says.
+    """
+
+    def __init__(self, message: str, *, reason: str, type_: str = "mcp_connection_failed_error") -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.type = type_
+
+
+@dataclass(frozen=True, slots=True)
+class Upward:
+    """One HTTP request to a server."""
+
+    verb: str
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes = b""
+    silence_s: float | None = None
+
+
+class Relay:
+    def __init__(self, pools: Pools, keys: Keys, seal: SessionSeal, limits: Limits) -> None:
+        self._pools = pools
+        self._keys = keys
+        self._seal = seal
+        self._limits = limits
+
+    async def post(self, visit: Visit, screen: Screen, reply: Reply) -> None:
+        """Forward one message. Raises ServerFailed before anything was answered, never after."""
+        async with self.exchange(visit, screen, self._upward(visit, self._limits.call_s)) as response:
+            kind = _kind(response)
+            if kind == EVENTS and response.status_code == 200:
+                await self._stream(response, visit, screen, reply, self._limits.call_s)
+            else:
+                await self._whole(response, visit, screen, reply)
+
+    async def get(self, visit: Visit, screen: Screen, reply: Reply) -> None:
+        """The stream of a session, from the beginning or from an event on."""
+        async with self.exchange(visit, screen, self._upward(visit, None)) as response:
+            if _kind(response) == EVENTS and response.status_code == 200:
+                await self._stream(response, visit, screen, reply, self._limits.stream_s)
+            else:
+                await self._whole(response, visit, screen, reply)
+
+    async def delete(self, visit: Visit, screen: Screen, reply: Reply) -> None:
+        async with self.exchange(visit, screen, self._upward(visit, self._limits.list_s)) as response:
+            await self._whole(response, visit, screen, reply)
+
+    async def list_tools(self, visit: Visit, screen: Screen) -> list[Mapping[str, Any]]:
+        """Ask for the tools as the client itself would, in its session. Raises ServerFailed."""
+        found: list[Mapping[str, Any]] = []
+        cursor: str | None = None
+        try:
+            async with asyncio.timeout(self._limits.list_s):
+                for _ in range(_PAGES):
+                    result = await self._ask(visit, screen, _listing(visit, cursor))
+                    tools, cursor = result.get("tools"), result.get("nextCursor")
+                    found += [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+                    if not isinstance(cursor, str):
+                        return found
+        except TimeoutError:
+            raise ServerFailed("the server does not list its tools in time", reason="list_timeout") from None
+        raise ServerFailed("the server's list of tools does not end", reason="list_endless")
+
+    @asynccontextmanager
+    async def exchange(self, visit: Visit, screen: Screen, up: Upward) -> AsyncIterator[httpx2.Response]:
+        """Send it with the credential, with a newer one if that is refused. Raises ServerFailed.
+
+        A refusal is never passed on: the client would go and ask its user for a token that is none of its business.
+        """
+        injection = visit.injection
+        async with self._sent(visit, up, injection) as response:
+            if not _unauthorized(response):
+                _passable(response)
+                yield response
+                return
+        newer = None if injection is None else await self._keys.renew(visit.grant, visit.rule.url, injection)
+        if newer is None:
+            raise _refused(visit, injection)
+        screen.patterns = self._keys.patterns(newer)
+        screen.injection = newer
+        async with self._sent(visit, up, newer) as response:
+            if _unauthorized(response):
+                raise _refused(visit, newer)
+            _passable(response)
+            yield response
+
+    @asynccontextmanager
+    async def _sent(self, visit: Visit, up: Upward, injection: Injection | None) -> AsyncIterator[httpx2.Response]:
+        url = visit.rule.url
+        credential = ("", 0) if injection is None else (injection.credential_id, injection.version)
+        headers = [(b"accept-encoding", b"identity"), *up.headers]
+        if injection is not None:
+            name = injection.header.lower().encode("latin-1")
+            headers = [(key, value) for key, value in headers if key != name]
+            headers.append((name, injection.value.reveal().encode("utf-8")))
+        request = httpx2.Request(
+            up.verb,
+            url,
+            headers=headers,
+            content=up.body if up.verb == "POST" else None,
+            extensions={
+                "timeout": {
+                    "connect": self._limits.connect_s,
+                    "read": up.silence_s,
+                    "write": self._limits.send_s,
+                    "pool": self._limits.connect_s,
+                }
+            },
+        )
+        async with self._pools.use((visit.principal, url, *credential)) as transport:
+            response = await _opened(transport, request)
+            try:
+                yield response
+            finally:
+                await response.aclose()
+
+    def _upward(self, visit: Visit, silence_s: float | None) -> Upward:
+        headers = [(name, value) for name, value in upward(visit.headers) if name != SESSION]
+        if visit.session_id is not None:
+            headers.append((SESSION, visit.session_id.encode("latin-1")))
+        return Upward(visit.verb, headers, visit.body, silence_s)
+
+    def _downward(self, response: httpx2.Response, visit: Visit, screen: Screen) -> list[tuple[bytes, bytes]]:
+        headers: list[tuple[bytes, bytes]] = []
+        for name, value in downward(response.headers.raw):
+            if name == SESSION:
+                sealed = self._seal.seal(value.decode("latin-1"), visit.principal, visit.rule.url)
+                value = sealed.encode("latin-1")
+            if screen.text(value) is not value:
+                raise ServerFailed(
+                    f"the server answered with its credential in the header {name.decode()}", reason="secret_in_header"
+                )
+            headers.append((name, value))
+        return headers
+
+    async def _whole(self, response: httpx2.Response, visit: Visit, screen: Screen, reply: Reply) -> None:
+        body = await self._read(response)
+        headers = self._downward(response, visit, screen)
+        status = response.status_code
+        if not body:
+            await reply.whole(status, [(name, value) for name, value in headers if name != b"content-type"], b"")
+            return
+        if _kind(response) != "application/json":
+            raise _odd(visit, status) if status < 400 else ServerStatus(visit, status, headers)
+        try:
+            value = read_from_server(body)
+            if status >= 400 and not (isinstance(value, dict) and value.get("jsonrpc") == "2.0"):
+                raise ServerStatus(visit, status, headers)
+            clean = await screen.message(body)
+        except (BadServer, ValueError) as error:
+            if status >= 400:
+                raise ServerStatus(visit, status, headers) from None
+            raise ServerFailed(f"{visit.rule.name}: {error}", reason="bad_answer") from None
+        await reply.whole(status, headers, clean)
+
+    async def _stream(
+        self, response: httpx2.Response, visit: Visit, screen: Screen, reply: Reply, most_s: float
+    ) -> None:
+        headers = [item for item in self._downward(response, visit, screen) if item[0] not in _OWN]
+        await reply.start(200, [*headers, *EVENT_HEADERS])
+        # So that the client knows at once that it is being served, however long the first event takes.
+        resumable = False
+        trouble: str | None = None
+        async with beside(lambda: keep_alive(reply, self._limits.keepalive_s)):
+            try:
+                async with asyncio.timeout(most_s):
+                    splitter = EventSplitter(self._limits.event)
+                    async for chunk in response.aiter_raw():
+                        events = splitter.feed(chunk)
+                        if events:
+                            resumable = resumable or any(read_event(raw).id for raw in events)
+                            await reply.body(b"".join([await screen.event(raw) for raw in events]))
+            except (BadServer, EventTooLarge) as error:
+                trouble = str(error)
+            except httpx2.TransportError:
+                trouble = None if resumable else "the connection to the server was lost"
+            except TimeoutError:
+                trouble = f"it took longer than {most_s:.0f} s"
+            await self._finish(visit, screen, reply, trouble)
+
+    async def _finish(self, visit: Visit, screen: Screen, reply: Reply, trouble: str | None) -> None:
+        """End a stream; if the request is still unanswered because of some trouble, the answer says so."""
+        asked = visit.message
+        if trouble is not None and not screen.answered and asked is not None and asked.kind == "request":
+            failed = error_message(asked.id, INTERNAL_ERROR, f"{visit.rule.name}: {trouble}")
+            await reply.body(event(dump(failed)))
+        await reply.end()
+
+    async def _read(self, response: httpx2.Response) -> bytes:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.call_s):
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > self._limits.answer:
+                        raise ServerFailed(
+                            f"the server's answer is larger than {self._limits.answer >> 20} MiB",
+                            reason="answer_too_large",
+                        )
+        except httpx2.TransportError:
+            raise ServerFailed("the connection to the server was lost", reason="connection_lost") from None
+        except TimeoutError:
+            raise ServerFailed("the server's answer did not end in time", reason="answer_timeout") from None
+        return bytes(body)
+
+    async def _ask(self, visit: Visit, screen: Screen, up: Upward) -> Mapping[str, Any]:
+        async with self.exchange(visit, screen, replace(up, silence_s=self._limits.list_s)) as response:
+            if _kind(response) == EVENTS:
+                found = await self._first_answer(response)
+            else:
+                with suppress(ValueError):
+                    found = read_from_server(await self._read(response))
+        result = found.get("result") if isinstance(found, dict) else None
+        if not isinstance(result, dict):
+            raise ServerFailed("the server does not list its tools", reason="list_refused")
+        return result
+
+    async def _first_answer(self, response: httpx2.Response) -> Any:
+        splitter = EventSplitter(self._limits.event)
+        try:
+            async for chunk in response.aiter_raw():
+                for raw in splitter.feed(chunk):
+                    data = read_event(raw).data
+                    value = read_from_server(data) if data else None
+                    if isinstance(value, dict) and value.get("id") == _LIST_ID:
+                        return value
+        except (httpx2.TransportError, ValueError, EventTooLarge):
+            pass
+        return None
+
+
+class ServerStatus(ServerFailed):
+    """A server answered with an HTTP error and no message of the protocol: only its status is passed on."""
+
+    def __init__(self, visit: Visit, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__(f"{visit.rule.name} answered with HTTP status {status}", reason=f"status_{status}")
+        self.status = status
+        self.headers = [(name, value) for name, value in headers if name in (b"allow", b"retry-after")]
+
+
+_OWN: Final = frozenset({b"content-type", b"cache-control"})
+
+
+async def keep_alive(reply: Reply, every_s: float) -> None:
+    """Send a comment whenever a stream has been silent for long, so that nothing on the way takes it for dead."""
+    while True:
+        before = reply.bytes
+        await anyio.sleep(every_s)
+        if reply.bytes == before:
+            await reply.body(b":\n\n")
+
+
+async def _opened(transport: httpx2.AsyncBaseTransport, request: httpx2.Request) -> httpx2.Response:
+    try:
+        response = await transport.handle_async_request(request)
+    except AddressRefused as error:
+        raise ServerFailed(error.message, reason="address_refused") from None
+    except (httpx2.TransportError, httpx2.InvalidURL, ValueError):
+        raise ServerFailed("the server cannot be reached, or broke off", reason="connect_failed") from None
+    response.request = request
+    return response
+
+
+def _listing(visit: Visit, cursor: str | None) -> Upward:
+    params: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"accept", b"application/json, text/event-stream"),
+    ]
+    if VERSION in visit.given:
+        headers.append((VERSION, visit.given[VERSION].encode("latin-1")))
+    if visit.era == "modern":
+        meta = visit.message.meta if visit.message is not None else {}
+        params["_meta"] = {key: meta[key] for key in (META_VERSION, META_CAPABILITIES, META_CLIENT) if key in meta}
+        headers.append((METHOD, b"tools/list"))
+    if visit.session_id is not None:
+        headers.append((SESSION, visit.session_id.encode("latin-1")))
+    message = {"jsonrpc": "2.0", "id": _LIST_ID, "method": "tools/list", "params": params}
+    return Upward("POST", headers, dump(message))
+
+
+def _kind(response: httpx2.Response) -> str:
+    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
+
+
+def _unauthorized(response: httpx2.Response) -> bool:
+    return response.status_code == 401 or (response.status_code == 403 and "www-authenticate" in response.headers)
+
+
+def _passable(response: httpx2.Response) -> None:
+    """Raises ServerFailed for what cannot be read, and so not be checked either."""
+    if 300 <= response.status_code < 400:
+        raise ServerFailed("the server redirects to another address, which is not followed", reason="redirect")
+    coding = response.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise ServerFailed("the server compresses its answer although it was asked not to", reason="compressed")
+
+
+def _refused(visit: Visit, injection: Injection | None) -> ServerFailed:
+    name = visit.rule.name
+    if injection is None:
+        text = f"{name} asks for a credential, and no vault of this session has one for {visit.rule.url}"
+    else:
+        text = f"{name} refuses its credential ({injection.credential_id}): renew it in its vault"
+    return ServerFailed(text, reason="upstream_unauthorized", type_="mcp_authentication_failed_error")
+
+
+def _odd(visit: Visit, status: int) -> ServerFailed:
+    return ServerFailed(
+        f"{visit.rule.name} answered with something that is not MCP (HTTP status {status})", reason="bad_answer"
+    )
