@@ -214,3 +214,13 @@ async def test_who_came_without_the_key_is_in_the_audit_log(running: Spine) -> N
     await over_tcp(running, get("/v1/audit", "x-api-key: guess-guess-guess"))
     (line,) = (await running.audit.query(AuditQuery(decision="deny", after=before.next_after))).data
     assert (line["action"], line["who"], line["reason"]) == ("admin", "nobody", "unauthenticated")
+
+
+async def test_an_answer_in_two_writes_does_not_wait_for_an_acknowledgement(running: Spine) -> None:
+    loop, took = asyncio.get_running_loop(), []
+    async with running.client() as client:
+        for _ in range(20):
+            start = loop.time()
+            await client.get("/healthz")
+            took.append(loop.time() - start)
+    assert sorted(took)[10] < 0.03
