@@ -1,4 +1,4 @@
-"""Every store behind the port, one after another: each claim of the contract suite is made of all of them."""
+"""Every store and every sandbox driver, one after another: each claim of the contract suite is made of all of them."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.contract.catalogue_kit import Kitchen, open_kitchen
+from tests.contract.sandbox_kit import backend, driver, hand, nothing_blocks_the_loop, sandbox
 from tests.contract.store_kit import Kit, open_kit
+
+__all__ = ["backend", "driver", "hand", "kit", "kitchen", "nothing_blocks_the_loop", "sandbox"]
 
 
 @pytest.fixture(params=["memory", "file"])

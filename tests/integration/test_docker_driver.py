@@ -1,7 +1,6 @@
 """What is particular to sandboxes in an engine: freezing, foreign images, engines that are not there."""
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -29,14 +28,7 @@ def home_id(tmp_path: Path) -> str:
 
 @pytest.fixture
 def engine_client() -> DockerClient:
-    try:
-        client = docker.from_env()
-        client.ping()
-    except docker.errors.DockerException:
-        if "docker" in os.environ.get("GALLEY_REQUIRE_BACKENDS", ""):
-            pytest.fail("docker is not on this machine")
-        pytest.skip("docker is not on this machine")
-    return client
+    return docker.from_env()
 
 
 @pytest.fixture

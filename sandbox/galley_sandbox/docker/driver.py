@@ -231,7 +231,7 @@ class Docker:
 
     async def _filled_volume(self) -> str:
         """The files go into a volume, so that they reach any engine, near or far, and any image."""
-        files = staging.contents()
+        files = await asyncio.to_thread(staging.contents)
         # Named by what is in it and mounted read-only, it serves all homes of this engine.
         volume = f"galley-hand-{staging.digest(files)}"
         async with self._carrier(volume) as carrier:

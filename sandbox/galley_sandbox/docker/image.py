@@ -46,10 +46,16 @@ async def ensure_image(engine: Engine, name: str = DEFAULT_IMAGE) -> None:
     if name != DEFAULT_IMAGE:
         await _pull(engine, name, name)
         return
-    if os.geteuid() == 0 and (builder := shutil.which("mmdebstrap") or shutil.which("debootstrap")):
+    builder = await asyncio.to_thread(_builder)
+    if builder is not None:
         await _build(engine, builder, name)
-        return
-    await _pull(engine, _PUBLIC_IMAGE, name)
+    else:
+        await _pull(engine, _PUBLIC_IMAGE, name)
+
+
+def _builder() -> str | None:
+    """What makes a Debian tree from packages, where it can be used."""
+    return (shutil.which("mmdebstrap") or shutil.which("debootstrap")) if os.geteuid() == 0 else None
 
 
 async def _pull(engine: Engine, source: str, name: str) -> None:
@@ -73,7 +79,7 @@ async def _build(engine: Engine, builder: str, name: str) -> None:
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="galley-image-"))
     try:
         archive = folder / "base.tar"
-        for command in _build_commands(builder, folder, archive):
+        for command in await asyncio.to_thread(_build_commands, builder, folder, archive):
             await _run(command)
         await engine.do(
             f"import the image {name}",
