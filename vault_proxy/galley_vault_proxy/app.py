@@ -23,6 +23,10 @@ from galley_vault_proxy.grant.registry import Registry
 from galley_vault_proxy.http.serving import Address, loop_factory
 from galley_vault_proxy.http.serving import serve as listen_on
 from galley_vault_proxy.kept import grant_key_of, private_directory, service_key_of
+from galley_vault_proxy.mcp_door import pin_state
+from galley_vault_proxy.mcp_door.door import McpDoor
+from galley_vault_proxy.mcp_door.gate import known_hosts
+from galley_vault_proxy.mcp_door.pin_state import StatePins
 from galley_vault_proxy.netguard import Netguard
 from galley_vault_proxy.oauth.assembly import SCHEMAS as CREDENTIAL_SCHEMAS
 from galley_vault_proxy.oauth.assembly import open_credentials
@@ -33,7 +37,7 @@ from galley_vault_proxy.store.embedded import EmbeddedStore
 from galley_vault_proxy.store.port import SecretStore
 from galley_vault_proxy.store.vault_store import VaultStore
 
-_SCHEMAS: Final = (rows.SCHEMA, leases.SCHEMA, *CREDENTIAL_SCHEMAS)
+_SCHEMAS: Final = (rows.SCHEMA, leases.SCHEMA, pin_state.SCHEMA, *CREDENTIAL_SCHEMAS)
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +95,19 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
             part.vault_face,
             part.login_face,
         ]
-        app = build_http(faces, key=key, audit=audit, doors=part.login_face.doors())
+        mcp_door = await enter(
+            McpDoor.open(
+                registry=registry,
+                credentials=part.source,
+                audit=audit,
+                netguard=guard,
+                pins=StatePins(state),
+                key=_derived(grant_key, b"mcp sessions"),
+                closing=closing,
+                hosts=known_hosts(listen.host, settings.url),
+            )
+        )
+        app = build_http(faces, key=key, audit=audit, doors=[*mcp_door.routes(), *part.login_face.doors()])
         address = await enter(
             listen_on(app, host=listen.host, port=listen.port, key=key, closing=closing, uds=listen.uds)
         )
