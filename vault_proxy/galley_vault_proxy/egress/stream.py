@@ -1,10 +1,14 @@
 """Byte streams of the door: a socket that counts and holds little, and two of them joined without a look inside."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, Protocol
 
 HIGH_WATER: Final = 256 * 1024
 """How much is held for one direction of a socket before its sender has to wait."""
+
+WRITE_S: Final = 300.0
+"""How long a peer may read nothing at all."""
 
 
 class Stream(Protocol):
@@ -30,7 +34,10 @@ class Idle(Exception):
 class Socket(asyncio.Protocol):
     """One plain connection. After `join`, the bytes go from one transport to the other and come by here no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, made: Callable[["Socket"], None] | None = None) -> None:
+        """`made` is called as soon as there is a connection, `gone` when there is none any more."""
+        self.gone: Callable[[], object] | None = None
+        self._made = made
         self.received = 0
         self.sent = 0
         self.lost = asyncio.Event()
@@ -49,6 +56,8 @@ class Socket(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER)
+        if self._made is not None:
+            self._made(self)
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
@@ -79,6 +88,8 @@ class Socket(asyncio.Protocol):
         self.lost.set()
         self._wake.set()
         self._room.set()
+        if self.gone is not None:
+            self.gone()
         if self._peer is not None and self._peer._transport is not None:
             if exc is None:
                 self._peer._transport.close()
@@ -97,6 +108,11 @@ class Socket(asyncio.Protocol):
 
     # What the door calls
 
+    @property
+    def at_end(self) -> bool:
+        """Whether the peer has hung up, or has said something that nobody has read."""
+        return self._ended or bool(self._held)
+
     async def read(self) -> bytes:
         while not self._held:
             if self._ended:
@@ -113,8 +129,10 @@ class Socket(asyncio.Protocol):
     async def write(self, data: bytes) -> None:
         self._live().write(data)
         self.sent += len(data)
-        await self._room.wait()
-        self._live()
+        if not self._room.is_set():
+            async with asyncio.timeout(WRITE_S):
+                await self._room.wait()
+            self._live()
 
     async def end(self) -> None:
         self._shut()
