@@ -21,6 +21,8 @@ from galley_vault_proxy.store.vault_adapter import Json, text_of
 from galley_vault_proxy.store.vault_setup import Wanted
 from galley_vault_proxy.store.vault_store import VaultStore
 
+from tests.vault_server.server import TestVault
+
 HOUR: Final = timedelta(hours=1)
 
 
@@ -71,6 +73,14 @@ class VaultPlace:
     def settings(self, token: Secret | None = None, *, timeout_s: float = 10.0) -> VaultSettings:
         return VaultSettings(self.address, TokenAuth(token or self.operator), "token", timeout_s=timeout_s)
 
+    def acting(self) -> AbstractAsyncContextManager[Operator]:
+        """What only an operator may do."""
+        return Operator.open(self.settings(), self.operator)
+
+
+def place_of(vault: TestVault) -> VaultPlace:
+    return VaultPlace(vault.address, Secret(vault.root_token))
+
 
 async def proxy_token(place: VaultPlace, *, ttl: str = "1h") -> Secret:
     """Bootstrap the Vault, and make a token that may do what the proxy's own may, and nothing else."""
@@ -83,10 +93,12 @@ async def proxy_token(place: VaultPlace, *, ttl: str = "1h") -> Secret:
 
 
 @asynccontextmanager
-async def vault_store(settings: VaultSettings, home: Path, *, cache_ttl_s: float = 30.0) -> AsyncIterator[VaultStore]:
+async def vault_store(
+    settings: VaultSettings, home: Path, *, cache_ttl_s: float = 30.0, drain_s: float = 5.0
+) -> AsyncIterator[VaultStore]:
     async with (
         State.open(home / "state.db", [leases.SCHEMA]) as state,
-        VaultStore.open(settings, state, cache_ttl_s=cache_ttl_s) as store,
+        VaultStore.open(settings, state, cache_ttl_s=cache_ttl_s, drain_s=drain_s) as store,
     ):
         yield store
 

@@ -18,7 +18,7 @@ from galley_vault_proxy.ids import new_id
 from galley_vault_proxy.secret import Secret
 from galley_vault_proxy.store.port import SecretRef
 
-from tests.contract.secret_store_kit import Bench, VaultPlace, embedded, fields, later, over_vault, revealed
+from tests.contract.secret_store_kit import Bench, VaultPlace, embedded, fields, later, over_vault, place_of, revealed
 from tests.vault_server.server import TestVault, running
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +38,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         return
     if request.param == "test_vault":
         vault: TestVault = request.getfixturevalue("vault_server")
-        async with over_vault(VaultPlace(vault.address, Secret(vault.root_token)), tmp_path) as made:
+        async with over_vault(place_of(vault), tmp_path) as made:
             yield made
         assert vault.unsupported == []
         assert {seen.line for seen in vault.seen if not seen.session} == set()

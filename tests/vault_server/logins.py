@@ -9,7 +9,7 @@ import jwt
 from pydantic import JsonValue
 
 from tests.vault_server.answers import Failure, Json, Reply, Unsupported, only, seconds, text, words
-from tests.vault_server.tokens import Tokens
+from tests.vault_server.tokens import Tokens, shown_cidrs
 
 
 class Login(Protocol):
@@ -51,7 +51,7 @@ class AppRole:
             raise Failure(404)
         match what, method:
             case "", "read":
-                return Reply(data=role.settings)
+                return Reply(data={**role.settings, "token_bound_cidrs": shown_cidrs(role.settings)})
             case "role-id", "read":
                 return Reply(data={"role_id": role.role_id})
             case "secret-id", "update":

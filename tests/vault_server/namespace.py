@@ -22,7 +22,7 @@ from tests.vault_server.engines import Call, Database, Engine, Kv, Pki, Transit
 from tests.vault_server.logins import AppRole, Jwt, Login
 from tests.vault_server.tokens import Token, Tokens, stamp
 
-_SUDO: Final = ("auth/token/accessors", "sys/config/auditing", "sys/leases/revoke-prefix", "sys/seal")
+_SUDO: Final = ("auth/token/accessors", "sys/config/auditing", "sys/audit", "sys/leases/revoke-prefix", "sys/seal")
 # Vault's own `default` policy, as far as anything here could need it.
 _DEFAULT: Final = """
 path "auth/token/lookup-self" { capabilities = ["read"] }
@@ -160,6 +160,8 @@ class Namespace:
                 only(body, "hmac")
                 self.audit_headers[name] = body.get("hmac") is True
                 return Reply()
+            case ["audit"], "read":
+                return Reply(data={"main/": {"type": "file", "options": {"file_path": "audit.log"}}})
             case ["capabilities-self"], "update":
                 return self._capabilities(token, words(body, "paths"))
             case ["leases", "revoke"], "update":

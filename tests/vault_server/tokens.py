@@ -181,7 +181,10 @@ class Tokens:
         if name not in self.roles:
             raise Failure(404)
         shown = dict(self.roles[name])
-        if not shown["token_bound_cidrs"]:
+        cidrs = shown_cidrs(self.roles[name])
+        if cidrs:
+            shown["token_bound_cidrs"] = cidrs
+        else:
             del shown["token_bound_cidrs"]
         return Reply(data=shown)
 
@@ -324,6 +327,11 @@ class Tokens:
 
         timer = asyncio.get_running_loop().call_later(DROP_AFTER_S, drop)
         self._late.add(timer)
+
+
+def shown_cidrs(role: Json) -> list[JsonValue]:
+    """One address is shown without its length."""
+    return [cidr.removesuffix("/32") for cidr in words(role, "token_bound_cidrs")]
 
 
 def stamp(at: float) -> str:

@@ -6,7 +6,6 @@ It needs an operator's token, once; the proxy itself never writes a policy, a ro
 import argparse
 import asyncio
 import re
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,9 +14,9 @@ from pydantic import JsonValue
 
 from galley_vault_proxy.errors import ConfigError
 from galley_vault_proxy.secret import Secret
-from galley_vault_proxy.settings import VaultSettings, vault_settings
+from galley_vault_proxy.settings import VaultSettings
 from galley_vault_proxy.store import vault_setup
-from galley_vault_proxy.store.operator import Operator
+from galley_vault_proxy.store.operator import Operator, operators_settings, print_line
 from galley_vault_proxy.store.proxy_identity import fault_to_error
 from galley_vault_proxy.store.vault_adapter import Json, Method, text_of
 from galley_vault_proxy.store.vault_fault import VaultFault
@@ -53,7 +52,7 @@ async def plan(vault: Operator, settings: VaultSettings, wanted: Wanted) -> Asyn
     yield await _audit_header(vault)
     if wanted.approle is not None:
         auths = (await _need(vault, "sys/auth")).get("data")
-        mount = approle_mount(settings)
+        mount = _approle_mount(settings)
         yield _auth(auths, mount)
         path = f"auth/{mount}/role/{wanted.approle}"
         yield await _role(vault, "login role", path, vault_setup.login_role(mounts, wanted.cidrs))
@@ -85,32 +84,14 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     arguments = _parser().parse_args(argv)
     settings, operator = operators_settings(environ)
     wanted = Wanted(tuple(arguments.dynamic), tuple(arguments.cidr), arguments.approle)
-    changes = asyncio.run(
-        bootstrap(settings, operator, wanted, write=not arguments.plan, say=lambda line: print_line(line))
-    )
+    changes = asyncio.run(bootstrap(settings, operator, wanted, write=not arguments.plan, say=print_line))
     what = "to change" if arguments.plan else "changed"
-    print_line(f"{settings.address}: {changes} {what}" if changes else f"{settings.address}: nothing {what}")
+    print_line(f"{settings.address}: {changes or 'nothing'} {what}")
     return 0
 
 
-def operators_settings(environ: Mapping[str, str]) -> tuple[VaultSettings, Secret]:
-    """The settings with VAULT_TOKEN as the operator's token, however the proxy itself logs in. Raises ConfigError."""
-    token = environ.get("VAULT_TOKEN", "").strip()
-    if not token:
-        raise ConfigError("VAULT_TOKEN is not set: this command needs an operator's token, not the proxy's own")
-    # How the proxy logs in is not this command's business, and may not be set yet.
-    settings = vault_settings({**environ, "GALLEY_VAULT_AUTH": "token"})
-    if settings is None:
-        raise ConfigError("VAULT_ADDR is not set: which Vault?")
-    return settings, Secret(token)
-
-
-def approle_mount(settings: VaultSettings) -> str:
+def _approle_mount(settings: VaultSettings) -> str:
     return "approle" if settings.auth_mount == "token" else settings.auth_mount
-
-
-def print_line(line: str) -> None:
-    sys.stdout.write(line + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -227,10 +208,14 @@ async def _role(vault: Operator, kind: str, path: str, body: Json) -> Step:
 
 
 def same_setting(held: JsonValue, value: JsonValue) -> bool:
-    """Vault leaves empty lists out, or says null, and sorts others."""
+    """Vault leaves empty lists out, or says null, and a CIDR of one address is shown as that address."""
     if isinstance(value, list):
-        return sorted(map(str, held if isinstance(held, list) else [])) == sorted(map(str, value))
+        return _words(held if isinstance(held, list) else []) == _words(value)
     return (held or None) == (value or None)
+
+
+def _words(values: Sequence[JsonValue]) -> list[str]:
+    return sorted(str(value).removesuffix("/32").removesuffix("/128") for value in values)
 
 
 async def _audit_header(vault: Operator) -> Step:
@@ -244,7 +229,7 @@ async def _audit_header(vault: Operator) -> Step:
 
 
 async def _say_role_id(vault: Operator, settings: VaultSettings, role: str, say: Callable[[str], None]) -> None:
-    mount = approle_mount(settings)
+    mount = _approle_mount(settings)
     found = await _need(vault, f"auth/{mount}/role/{role}/role-id")
     data = found.get("data")
     role_id = data.get("role_id") if isinstance(data, dict) else None

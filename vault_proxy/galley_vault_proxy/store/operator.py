@@ -1,16 +1,33 @@
 """Vault as an operator sees it: with the operator's own token, for commands that a person runs."""
 
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
 from galley_vault_proxy.errors import ConfigError
 from galley_vault_proxy.secret import Secret
-from galley_vault_proxy.settings import VaultSettings
+from galley_vault_proxy.settings import VaultSettings, vault_settings
 from galley_vault_proxy.store.vault_adapter import Answer, Json, Method, Request
 from galley_vault_proxy.store.vault_client import VaultClient
 from galley_vault_proxy.store.vault_fault import Invalid, Missing, Refused
+
+
+def operators_settings(environ: Mapping[str, str]) -> tuple[VaultSettings, Secret]:
+    """The settings with VAULT_TOKEN as the operator's token, however the proxy itself logs in. Raises ConfigError."""
+    token = environ.get("VAULT_TOKEN", "").strip()
+    if not token:
+        raise ConfigError("VAULT_TOKEN is not set: this command needs an operator's token, not the proxy's own")
+    # How the proxy logs in is not the command's business, and may not be set yet.
+    settings = vault_settings({**environ, "GALLEY_VAULT_AUTH": "token"})
+    if settings is None:
+        raise ConfigError("VAULT_ADDR is not set: which Vault?")
+    return settings, Secret(token)
+
+
+def print_line(line: str) -> None:
+    sys.stdout.write(line + "\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,6 @@ from galley_vault_proxy.turns import Turns
 
 T = TypeVar("T")
 
-_GATE_S: Final = 5.0
 _LEAVING_S: Final = 2.0
 _FOLLOW_S: Final = 0.4
 _TEND_S: Final = 5.0
@@ -57,6 +56,7 @@ class VaultStore:
         leases: Leases,
         errands: Errands,
         cache_ttl_s: float,
+        drain_s: float,
     ) -> None:
         self._mounts = settings.mounts
         self._timeout_s = settings.timeout_s
@@ -67,13 +67,19 @@ class VaultStore:
         self._tokens = SessionTokens(identity, leases, settings.mounts)
         self._cache = Cache(cache_ttl_s)
         self._cache_ttl_s = cache_ttl_s
+        self._drain_s = drain_s
         self._gates: dict[str, Gate] = {}
         self._reading = Turns()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: VaultSettings, state: State, *, cache_ttl_s: float = 30.0) -> AsyncIterator[Self]:
-        """`state` must have been opened with `leases.SCHEMA`. Vault may be away: it is asked at the first need."""
+    async def open(
+        cls, settings: VaultSettings, state: State, *, cache_ttl_s: float = 30.0, drain_s: float = 5.0
+    ) -> AsyncIterator[Self]:
+        """`state` must have been opened with `leases.SCHEMA`. Vault may be away: it is asked at the first need.
+
+        `drain_s`: how long the end of a session waits for calls in flight.
+        """
         leases = Leases(state)
         async with (
             VaultClient.open(settings) as client,
@@ -81,7 +87,7 @@ class VaultStore:
             Errands.open() as errands,
             asyncio.TaskGroup() as tasks,
         ):
-            store = cls(settings, client, identity, leases, errands, cache_ttl_s)
+            store = cls(settings, client, identity, leases, errands, cache_ttl_s, drain_s)
             work = [
                 tasks.create_task(store._follow(), name="vault-follow"),
                 tasks.create_task(store._tend(), name="vault-tend"),
@@ -294,7 +300,7 @@ class VaultStore:
 
     async def _close(self, session_id: str, gate: Gate | None) -> None:
         if gate is not None:
-            if not await gate.close(timeout_s=_GATE_S):
+            if not await gate.close(timeout_s=self._drain_s):
                 logger.warning("%s: calls are still on their way; what they bring will be revoked", session_id)
             if self._gates.get(session_id) is gate:
                 del self._gates[session_id]
