@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 JSON: TypeAlias = "Mapping[str, JSON] | Sequence[JSON] | str | int | float | bool | None"
-ToolName: TypeAlias = Literal["bash", "read", "write", "edit", "glob", "grep"]
 
 WORKSPACE = "/workspace"
 UPLOADS = "/mnt/session/uploads"
@@ -43,9 +42,6 @@ class Spec:
 class TextBlock:
     text: str
 
-    def as_wire(self) -> dict[str, JSON]:
-        return {"type": "text", "text": self.text}
-
 
 @dataclass(frozen=True, slots=True)
 class MediaBlock:
@@ -55,16 +51,13 @@ class MediaBlock:
     media_type: str
     data: str
 
-    def as_wire(self) -> dict[str, JSON]:
-        return {"type": self.kind, "source": {"type": "base64", "media_type": self.media_type, "data": self.data}}
-
 
 Block: TypeAlias = TextBlock | MediaBlock
 
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a tool gave back. `as_wire` on each block is the official content block."""
+    """What a tool gave back."""
 
     content: tuple[Block, ...]
     is_error: bool

@@ -20,10 +20,6 @@ def test_good_results_are_read() -> None:
     assert parse_result(raw([IMAGE])).content == (MediaBlock("image", "image/png", "aGk="),)
 
 
-def test_a_block_goes_back_to_its_official_shape() -> None:
-    assert parse_result(raw([IMAGE])).content[0].as_wire() == IMAGE
-
-
 @pytest.mark.parametrize(
     "bad",
     [

@@ -160,17 +160,6 @@ def pids_gauge(hierarchy: Hierarchy, sandbox_id: str) -> Gauge | None:
     return Gauge(folder / _NAME / sandbox_id / "pids.events", "max") if folder else None
 
 
-def members(hierarchy: Hierarchy, sandbox_id: str) -> set[int]:
-    """The processes of a sandbox, in all its groups."""
-    found: set[int] = set()
-    for group in hierarchy.groups(sandbox_id):
-        try:
-            found.update(int(line) for line in (group / "cgroup.procs").read_text().split())
-        except OSError:
-            continue
-    return found
-
-
 def remove(hierarchy: Hierarchy, sandbox_id: str) -> bool:
     """Remove a sandbox's empty groups. False: somebody is still in one."""
     for group in hierarchy.groups(sandbox_id):
@@ -181,14 +170,3 @@ def remove(hierarchy: Hierarchy, sandbox_id: str) -> bool:
         except OSError:
             return False
     return True
-
-
-def sandboxes(hierarchy: Hierarchy) -> set[str]:
-    """The ids for which groups exist."""
-    found: set[str] = set()
-    for folder in set(hierarchy.folders.values()):
-        try:
-            found.update(path.name for path in (folder / _NAME).iterdir() if path.is_dir())
-        except OSError:
-            continue
-    return found
