@@ -1,0 +1,208 @@
+"""The proxy as one program: a credential goes in over the API, a tool call goes out with it, nobody else sees it."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+import pytest
+from mcp.client import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp_types import TextContent
+
+from tests.integration.proxy_kit import Proxy, proxy
+
+pytestmark = pytest.mark.anyio
+
+CANARY = "canary-0b7e41-of-the-whole"
+UPSTREAM = Path(__file__).with_name("mcp_everything_program.py")
+Era = Literal["legacy", "2026-07-28"]
+
+
+@asynccontextmanager
+async def upstream() -> AsyncIterator[str]:
+    """An MCP server outside, which shows the headers it is called with."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(UPSTREAM), "http"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            port = int(await process.stdout.readline())
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def keep(running: Proxy, url: str, token: str) -> tuple[str, str]:
+    """Put a token into a vault of the proxy; return the vault and the credential."""
+    async with running.client() as client:
+        vault = (await client.post("/v1/vaults", json={"display_name": "whole"})).json()["id"]
+        auth = {"type": "static_bearer", "mcp_server_url": url, "token": token}
+        made = await client.post(f"/v1/vaults/{vault}/credentials", json={"auth": auth})
+    assert made.status_code == 200, made.text
+    assert token not in made.text
+    return vault, made.json()["id"]
+
+
+@asynccontextmanager
+async def agent(running: Proxy, token: str, era: Era = "2026-07-28") -> AsyncIterator[Client]:
+    """An MCP client that holds a grant and nothing else."""
+    headers = {"authorization": f"Bearer {token}"}
+    async with (
+        httpx2.AsyncClient(headers=headers, trust_env=False, timeout=20) as http,
+        Client(streamable_http_client(f"{running.url}/mcp/up", http_client=http), mode=era) as client,
+    ):
+        yield client
+
+
+def everything_in(directory: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
+
+
+def said(result: Any) -> str:
+    return "".join(block.text for block in result.content if isinstance(block, TextContent))
+
+
+@asynccontextmanager
+async def whole(home: Path) -> AsyncIterator[tuple[Proxy, str]]:
+    async with (
+        asyncio.timeout(60),
+        upstream() as url,
+        proxy(home, environ={"GALLEY_PROXY_ALLOW_NETS": "127.0.0.0/8"}) as running,
+    ):
+        yield running, url
+
+
+async def refused(running: Proxy, token: str) -> int:
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        answer = await http.post(
+            f"{running.url}/mcp/up",
+            headers={"authorization": f"Bearer {token}", "accept": "application/json, text/event-stream"},
+            json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"},
+        )
+        return answer.status_code
+
+
+@pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
+async def test_a_tool_is_called_with_a_credential_that_its_caller_never_sees(tmp_path: Path, era: Era) -> None:
+    async with whole(tmp_path) as (running, url):
+        vault, credential = await keep(running, url, CANARY)
+        grant = await running.grant(
+            vault_ids=[vault], mcp_servers=[{"name": "up", "url": url, "tools": ["echo", "whoami"]}]
+        )
+        async with agent(running, grant["token"], era) as client:
+            assert {tool.name for tool in (await client.list_tools()).tools} == {"echo", "whoami"}
+            assert said(await client.call_tool("echo", {"text": "hi"})) == "hi"
+            headers = json.loads(said(await client.call_tool("whoami", {})))
+            # It was sent, and what came back does not hold it; nor did the grant go up.
+            assert headers["authorization"]
+            assert CANARY not in json.dumps(headers)
+            assert grant["token"] not in json.dumps(headers)
+        async with running.client() as admin:
+            lines = (await admin.get("/v1/audit", params={"grant_id": grant["id"]})).json()["data"]
+        used = [line for line in lines if line.get("tool") == "whoami" and line.get("credential_id") == credential]
+        assert {line["decision"] for line in used} == {"allow"}
+        assert CANARY not in json.dumps(lines)
+
+
+async def test_without_a_vault_there_is_no_credential(tmp_path: Path) -> None:
+    async with whole(tmp_path) as (running, url):
+        await keep(running, url, CANARY)
+        grant = await running.grant(mcp_servers=[{"name": "up", "url": url}])
+        async with agent(running, grant["token"]) as client:
+            assert "authorization" not in json.loads(said(await client.call_tool("whoami", {})))
+
+
+async def test_a_revoked_session_is_cut_off_in_the_middle_of_a_call(tmp_path: Path) -> None:
+    async with whole(tmp_path) as (running, url):
+        grant = await running.grant("sesn_1", mcp_servers=[{"name": "up", "url": url}])
+        loop = asyncio.get_running_loop()
+        async with httpx2.AsyncClient(trust_env=False, timeout=20) as http, running.client() as admin:
+            call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": _wait_params()}
+            headers = {
+                "authorization": f"Bearer {grant['token']}",
+                "accept": "application/json, text/event-stream",
+                "mcp-protocol-version": "2026-07-28",
+                "mcp-method": "tools/call",
+                "mcp-name": "wait",
+            }
+            async with http.stream("POST", f"{running.url}/mcp/up", headers=headers, json=call) as answer:
+                assert answer.status_code == 200
+                start = loop.time()
+                assert (await admin.delete("/v1/sessions/sesn_1")).status_code == 200
+                text = b"".join([part async for part in _until_cut(answer)])
+            assert b'"waited"' not in text
+            assert loop.time() - start < 2
+        assert await refused(running, grant["token"]) == 401
+
+
+def _wait_params() -> dict[str, Any]:
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    return {"name": "wait", "arguments": {"seconds": 30}, "_meta": {**meta, "progressToken": 1}}
+
+
+async def _until_cut(answer: httpx2.Response) -> AsyncIterator[bytes]:
+    try:
+        async for part in answer.aiter_bytes():
+            yield part
+    except httpx2.RemoteProtocolError:
+        return
+
+
+async def test_it_ends_in_time_with_a_call_on_its_way(tmp_path: Path) -> None:
+    async with whole(tmp_path) as (running, url):
+        grant = await running.grant(mcp_servers=[{"name": "up", "url": url}])
+        begun = asyncio.Event()
+
+        async def noted(progress: float, total: float | None, message: str | None) -> None:
+            begun.set()
+
+        async def call() -> None:
+            with pytest.raises(BaseException):  # noqa: B017 - however the client tells it
+                async with agent(running, grant["token"]) as client:
+                    await client.call_tool("wait", {"seconds": 60}, progress_callback=noted)
+
+        async with asyncio.TaskGroup() as tasks:
+            calling = tasks.create_task(call())
+            await begun.wait()
+            assert await running.stop(signal.SIGTERM) == 0
+            await asyncio.wait([calling], timeout=10)
+
+
+async def test_a_rotated_credential_is_used_at_the_next_call(tmp_path: Path) -> None:
+    async with whole(tmp_path) as (running, url), running.client() as admin:
+        vault, credential = await keep(running, url, CANARY)
+        grant = await running.grant(vault_ids=[vault], mcp_servers=[{"name": "up", "url": url}])
+        async with agent(running, grant["token"]) as client:
+            await client.call_tool("echo", {"text": "before"})
+            await admin.post(
+                f"/v1/vaults/{vault}/credentials/{credential}",
+                json={"auth": {"type": "static_bearer", "token": "another-canary-9d21"}},
+            )
+            await client.call_tool("echo", {"text": "after"})
+        lines = (await admin.get("/v1/audit", params={"grant_id": grant["id"]})).json()["data"]
+        used = [line["credential_version"] for line in lines if line.get("tool") == "echo" and "bytes" in line]
+        assert used == [1, 2]
+
+
+async def test_the_credential_is_nowhere_at_rest_but_sealed(tmp_path: Path) -> None:
+    async with whole(tmp_path) as (running, url):
+        vault, _ = await keep(running, url, CANARY)
+        grant = await running.grant(vault_ids=[vault], mcp_servers=[{"name": "up", "url": url}])
+        async with agent(running, grant["token"]) as client:
+            await client.call_tool("whoami", {})
+        await running.stop()
+    kept = everything_in(tmp_path)
+    assert CANARY.encode() not in kept
+    assert CANARY.encode().hex().encode() not in kept
