@@ -46,10 +46,11 @@ def credential(
     locations: Collection[Location] = ("header", "body"),
     secret: str = SECRET,
     placeholder: str = PLACEHOLDER,
+    version: int = 3,
 ) -> EnvCredential:
     return EnvCredential(
         credential_id=f"vcrd_{number}",
-        version=3,
+        version=version,
         name=f"API_KEY_{number}",
         placeholder=placeholder,
         secret=Secret(secret),

@@ -168,16 +168,23 @@ class Forward:
                 raise Unreachable("a part of a compressed answer cannot be searched", error_code="encoded_response")
             coding = coding_of(coded)
             headers = without(headers, b"content-encoding", b"content-length")
-        elif event.headers and any(name == b"transfer-encoding" for name, _ in event.headers):
+        elif any(name == b"transfer-encoding" for name, _ in event.headers):
             headers = without(headers, b"content-length")
         redactor = Redactor(self._placeholders.patterns)
+        is_events = any(
+            name == b"content-type" and value.startswith(b"text/event-stream") for name, value in event.headers
+        )
         await request.answer(event.status_code, headers, self._placeholders.patterns.redact(event.reason))
         trailers: Sequence[tuple[bytes, bytes]] = ()
         while True:
             match await self._next():
                 case h11.Data(data=data):
                     for plain in coding.decode(bytes(data)):
-                        await _send_some(request, redactor.feed(plain))
+                        shown = redactor.feed(plain)
+                        if is_events and plain.endswith((b"\n\n", b"\r\n\r\n")):
+                            # Somebody waits for the whole event, and no honest echo goes on in the next one.
+                            shown += redactor.flush()
+                        await _send_some(request, shown)
                 case h11.EndOfMessage(headers=found):
                     trailers = self._shown(found.raw_items())
                     break
