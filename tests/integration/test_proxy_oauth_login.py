@@ -255,13 +255,16 @@ async def test_a_login_in_the_terminal_prints_the_url_and_waits(proxy: Broker) -
         opened: asyncio.Queue[str] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
+        def say(url: str) -> None:
+            loop.call_soon_threadsafe(opened.put_nowait, url)
+
         def run() -> str:
             return login(
                 found.mcp.url,
                 vault_id=only_vault(proxy.url, Secret(KEY)),
                 proxy_url=proxy.url,
                 key=Secret(KEY),
-                say=lambda url: loop.call_soon_threadsafe(opened.put_nowait, url) and None,
+                say=say,
             )
 
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
@@ -311,6 +314,11 @@ async def test_an_exchange_that_fails_leaves_no_credential(proxy: Broker) -> Non
         assert (await sdk.beta.vaults.credentials.list(vault_id)).data == []
 
 
+def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+
+
 async def test_the_command_prints_the_id(proxy: Broker, tmp_path: Path) -> None:
     async with servers() as found, AsyncExitStack() as stack:
         vault_id = await a_vault(proxy)
@@ -322,7 +330,7 @@ async def test_the_command_prints_the_id(proxy: Broker, tmp_path: Path) -> None:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        stack.callback(lambda: process.returncode is None and process.kill())
+        stack.callback(_end, process)
         assert process.stderr is not None
         async with asyncio.timeout(20):
             url = ""

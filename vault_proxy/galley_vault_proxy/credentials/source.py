@@ -95,7 +95,9 @@ class Source:
         if found is None or not isinstance(stored.shown.auth, OAuthShown) or not material.due(found, self._clock()):
             return found
         renewed = await self._renewal.renew(stored, found.version, why="due")
-        if renewed.version is None or renewed.version <= found.version:
+        if renewed.version is None:
+            return None
+        if renewed.version <= found.version:
             # It may be good a while yet, and whether it is, the server knows best.
             return found
         return await self._read(session_id, stored, fresh=True)

@@ -28,6 +28,7 @@ from galley_vault_proxy.errors import (
     InvalidRequest,
     ProxyError,
     RequestError,
+    SecretMissing,
     Unavailable,
     VersionConflict,
 )
@@ -102,6 +103,8 @@ class Refresher:
         """The task's boundary: what goes wrong is told to those who wait, and does not end the proxy."""
         try:
             return await self._renew(stored, seen, why)
+        except SecretMissing:
+            return Renewed(None, None)
         except ProxyError as error:
             return error
         except Exception:
