@@ -64,7 +64,7 @@ class Proxy:
 async def proxy(home: Path, *words: str, environ: Mapping[str, str] | None = None) -> AsyncIterator[Proxy]:
     """Start one on a free port, wait for its ready line, and see to it that it is gone at the end."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "galley_vault_proxy", "serve", "--port", "0", *words),
+        *(sys.executable, "-m", "galley_vault_proxy", "serve", "--port", "0", "--egress-port", "0", *words),
         env={
             **clean_environment(),
             "GALLEY_PROXY_HOME": str(home),

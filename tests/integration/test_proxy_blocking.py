@@ -34,7 +34,7 @@ async def test_the_spine_blocks_nothing(tmp_path: Path) -> None:
     settings = Settings(tmp_path, key=Secret(KEY))
     async with (
         asyncio.timeout(30),
-        running(settings, Listen("127.0.0.1", 0)) as address,
+        running(settings, Listen("127.0.0.1", 0, 0)) as address,
         httpx2.AsyncClient(base_url=address.url, headers={"x-api-key": KEY}, trust_env=False) as client,
     ):
         # Once before: what libraries import and read at their first use is not what is asked about.

@@ -118,7 +118,7 @@ async def test_a_sandbox_reaches_no_api_even_with_the_key(tmp_path: Path) -> Non
 )
 async def test_a_wrong_setting_keeps_it_from_starting(tmp_path: Path, environ: dict[str, str], named: str) -> None:
     whole = {**clean_environment(), "GALLEY_PROXY_HOME": str(tmp_path), **environ}
-    status, out, err = await run("serve", "--port", "0", environ=whole)
+    status, out, err = await run("serve", "--port", "0", "--egress-port", "0", environ=whole)
     assert (status, out) == (2, "")
     assert named in err
     assert len(err.splitlines()) == 1
@@ -128,7 +128,7 @@ async def test_a_taken_port_is_named(tmp_path: Path) -> None:
     async with proxy(tmp_path) as running:
         port = str(httpx2.URL(running.url).port)
         whole = {**clean_environment(), "GALLEY_PROXY_HOME": str(tmp_path)}
-        status, _, err = await run("serve", "--port", port, environ=whole)
+        status, _, err = await run("serve", "--egress-port", "0", "--port", port, environ=whole)
         assert status == 2
         assert f"port {port}" in err
         assert "Traceback" not in err
@@ -138,7 +138,7 @@ async def test_a_taken_socket_is_named_and_left_alone(tmp_path: Path) -> None:
     uds = tmp_path / "proxy.sock"
     async with proxy(tmp_path, "--uds", str(uds)):
         whole = {**clean_environment(), "GALLEY_PROXY_HOME": str(tmp_path)}
-        status, _, err = await run("serve", "--port", "0", "--uds", str(uds), environ=whole)
+        status, _, err = await run("serve", "--port", "0", "--egress-port", "0", "--uds", str(uds), environ=whole)
         assert status == 2
         assert "another program does" in err
         assert uds.exists()
@@ -209,7 +209,7 @@ async def test_no_token_and_no_key_is_logged_or_kept(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "galley_vault_proxy", "serve", "--port", "0"),
+            *(sys.executable, "-m", "galley_vault_proxy", "serve", "--port", "0", "--egress-port", "0"),
             env={
                 **clean_environment(),
                 "GALLEY_PROXY_HOME": str(tmp_path / "home"),

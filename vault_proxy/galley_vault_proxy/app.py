@@ -15,8 +15,11 @@ from galley_vault_proxy.admin.app import Face, build_http
 from galley_vault_proxy.admin.audit import AuditFace
 from galley_vault_proxy.admin.grants import GrantFace
 from galley_vault_proxy.admin.health import HealthFace
+from galley_vault_proxy.admin.sandbox import SandboxFace
 from galley_vault_proxy.audit import Audit
 from galley_vault_proxy.config import read_config
+from galley_vault_proxy.egress.door import EgressDoor
+from galley_vault_proxy.egress.door import Parts as EgressParts
 from galley_vault_proxy.errors import Unavailable
 from galley_vault_proxy.grant import rows
 from galley_vault_proxy.grant.registry import Registry
@@ -48,7 +51,9 @@ class Listen:
 
     host: str
     port: int
+    egress_port: int
     uds: Path | None = None
+    egress_uds: Path | None = None
 
 
 def serve(settings: Settings, listen: Listen) -> int:
@@ -88,10 +93,19 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
         part = await enter(
             open_credentials(state, store, audit, guard, key=_derived(grant_key, b"repeatable calls"), base_url=own)
         )
+        egress = await enter(
+            EgressDoor.open(
+                EgressParts(registry, audit, guard, part.source, key, settings.home),
+                host=listen.host,
+                port=listen.egress_port,
+                uds=listen.egress_uds,
+            )
+        )
         faces: list[Face] = [
             GrantFace(registry, audit, stdio=frozenset(stdio)),
             AuditFace(audit),
             HealthFace([("state", registry.ready), ("audit", audit.ready), ("store", store.ready)]),
+            SandboxFace(registry, part.source, egress_url=egress.address.url, ca_pem=egress.ca_pem),
             part.vault_face,
             part.login_face,
         ]

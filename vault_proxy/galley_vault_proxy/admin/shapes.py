@@ -172,6 +172,22 @@ class RevokedSession(Strict):
     leases: Literal["revoked", "pending"]
 
 
+class SessionEnvironment(Strict):
+    """What a sandbox's environment holds in place of secrets: each variable's placeholder. Not secret."""
+
+    type: Literal["session_environment"] = "session_environment"
+    id: str
+    variables: dict[str, str]
+
+
+class EgressShown(Strict):
+    """Where the egress door listens, and what a sandbox must trust for it, beside what it trusts already."""
+
+    type: Literal["egress"] = "egress"
+    url: str
+    ca_pem: str
+
+
 class AuditParams(Strict):
     """The query of `GET /v1/audit`."""
 

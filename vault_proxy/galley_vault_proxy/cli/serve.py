@@ -9,6 +9,7 @@ from galley_vault_proxy.settings import Settings
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8430
+DEFAULT_EGRESS_PORT = 8431
 
 
 def port(text: str) -> int:
@@ -25,10 +26,15 @@ def parser() -> argparse.ArgumentParser:
     )
     built.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default %(default)s)")
     built.add_argument("--port", type=port, default=DEFAULT_PORT, help="port of API and MCP door (default %(default)s)")
+    built.add_argument(
+        "--egress-port", type=port, default=DEFAULT_EGRESS_PORT, help="port of the egress door (default %(default)s)"
+    )
     built.add_argument("--uds", type=Path, metavar="PATH", help="Unix socket of API and MCP door, for tunnels too")
+    built.add_argument("--egress-uds", type=Path, metavar="PATH", help="Unix socket of the egress door, for tunnels")
     return built
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     chosen = parser().parse_args(argv)
-    return serve(Settings.from_env(environ), Listen(host=chosen.host, port=chosen.port, uds=chosen.uds))
+    listen = Listen(chosen.host, chosen.port, chosen.egress_port, chosen.uds, chosen.egress_uds)
+    return serve(Settings.from_env(environ), listen)

@@ -192,6 +192,13 @@ class Registry:
             settled = await self._try_to_close(session_id)
         return Closing(session_id, tuple(ids), settled)
 
+    async def session(self, session_id: str) -> Session:
+        """A session that is listed. Raises NotFound."""
+        found = await self._state.read(lambda db: rows.session(db, session_id))
+        if found is None:
+            raise NotFound(f"{session_id} is not a session of this proxy: it has no grant, or was revoked")
+        return found
+
     def sessions(self) -> Collection[Session]:
         """The sessions that live, as this process knows them."""
         return tuple(self._sessions.values())
