@@ -5,17 +5,19 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
 import pytest
+from galley_vault_proxy.preamble import greeting
+from galley_vault_proxy.secret import Secret
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import TextContent
 
-from tests.integration.proxy_kit import Proxy, proxy
+from tests.integration.proxy_kit import KEY, Proxy, proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -206,3 +208,115 @@ async def test_the_credential_is_nowhere_at_rest_but_sealed(tmp_path: Path) -> N
     kept = everything_in(tmp_path)
     assert CANARY.encode() not in kept
     assert CANARY.encode().hex().encode() not in kept
+
+
+class Echo:
+    """A web server outside that says what it was asked, headers and all."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[int]:
+        writers: list[asyncio.StreamWriter] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    self.asked.append(head)
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(head), head))
+                    await writer.drain()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            yield server.sockets[0].getsockname()[1]
+            for writer in writers:
+                writer.close()
+                with suppress(ConnectionError):
+                    await writer.wait_closed()
+
+
+@asynccontextmanager
+async def outside(home: Path, *words: str) -> AsyncIterator[tuple[Proxy, Echo, int]]:
+    echo = Echo()
+    async with (
+        asyncio.timeout(60),
+        echo.running() as port,
+        proxy(home, *words, environ={"GALLEY_PROXY_ALLOW_NETS": "127.0.0.0/8"}) as running,
+    ):
+        yield running, echo, port
+
+
+async def variable(running: Proxy) -> str:
+    """A vault with one environment variable, whose secret is the canary."""
+    async with running.client() as client:
+        vault = str((await client.post("/v1/vaults", json={"display_name": "env"})).json()["id"])
+        auth = {
+            "type": "environment_variable",
+            "secret_name": "API_TOKEN",
+            "secret_value": CANARY,
+            "networking": {"type": "limited", "allowed_hosts": ["127.0.0.1"]},
+        }
+        made = await client.post(f"/v1/vaults/{vault}/credentials", json={"auth": auth})
+    assert made.status_code == 200, made.text
+    return vault
+
+
+async def test_a_placeholder_becomes_the_secret_outside_and_nowhere_else(tmp_path: Path) -> None:
+    async with outside(tmp_path) as (running, echo, port), running.client() as admin:
+        grant = await running.grant(
+            vault_ids=[await variable(running)], hosts=[{"host": "127.0.0.1", "ports": [port], "methods": ["GET"]}]
+        )
+        placeholder = (await admin.get("/v1/sessions/sesn_1/environment")).json()["variables"]["API_TOKEN"]
+        door = (await admin.get("/v1/egress")).json()
+        assert "BEGIN CERTIFICATE" in door["ca_pem"]
+        way = httpx2.Proxy(door["url"], auth=("any", grant["token"]))
+        async with httpx2.AsyncClient(proxy=way, trust_env=False, headers={"x-token": placeholder}) as sandbox:
+            answer = await sandbox.get(f"http://127.0.0.1:{port}/")
+            assert answer.status_code == 200
+            assert CANARY.encode() in echo.asked[0]
+            assert grant["token"].encode() not in echo.asked[0]
+            assert CANARY not in answer.text
+            assert (await sandbox.post(f"http://127.0.0.1:{port}/")).status_code == 403
+            await admin.delete("/v1/sessions/sesn_1")
+            assert (await sandbox.get(f"http://127.0.0.1:{port}/")).status_code == 407
+        assert len(echo.asked) == 1
+        lines = (await admin.get("/v1/audit", params={"grant_id": grant["id"]})).json()["data"]
+        assert {line["decision"] for line in lines if line["action"].startswith("egress")} == {"allow", "deny"}
+        assert CANARY not in json.dumps(lines)
+
+
+async def test_a_stolen_grant_opens_neither_door_from_another_sandbox(tmp_path: Path) -> None:
+    uds, egress_uds = tmp_path / "api.sock", tmp_path / "egress.sock"
+    async with outside(tmp_path / "home", "--uds", str(uds), "--egress-uds", str(egress_uds)) as (running, echo, port):
+        grant = await running.grant(
+            tunnel="tun_a",
+            hosts=[{"host": "127.0.0.1", "ports": [port]}],
+            mcp_servers=[{"name": "up", "url": f"http://127.0.0.1:{port}/mcp"}],
+        )
+        bearer = f"Bearer {grant['token']}"
+        ask = f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n"
+        through_egress = f"{ask}proxy-authorization: {bearer}\r\n\r\n"
+        through_mcp = (
+            f"DELETE /mcp/up HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\nauthorization: {bearer}\r\n\r\n"
+        )
+        for tunnel, status in (("tun_b", b" 407 "), (None, b" 407 "), ("tun_a", b" 200 ")):
+            assert status in await said_through(egress_uds, tunnel, through_egress)
+        assert len(echo.asked) == 1
+        for stranger in ("tun_b", None):
+            assert b" 401 " in await said_through(uds, stranger, through_mcp)
+        assert b" 401 " not in await said_through(uds, "tun_a", through_mcp)
+
+
+async def said_through(uds: Path, tunnel: str | None, request: str) -> bytes:
+    """The status line of the answer to a request through a sandbox's tunnel."""
+    reader, writer = await asyncio.open_unix_connection(str(uds))
+    if tunnel is not None:
+        writer.write(greeting(Secret(KEY), tunnel))
+    writer.write(request.encode())
+    async with asyncio.timeout(10):
+        line = await reader.readline()
+    writer.close()
+    return line
