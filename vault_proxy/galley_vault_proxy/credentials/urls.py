@@ -1,6 +1,6 @@
 """The normal form of an MCP server's URL, by which credentials are found. No I/O here.
 
-Scheme and host in lower case, without default port and trailing slash. Path, query, subdomain and any other port must
+Scheme and host in lower case, without default port and without trailing slashes. Path, query, subdomain and any other port must
 be the same: they are where one tenant ends and the next begins.
 """
 
@@ -29,7 +29,7 @@ def normal_url(url: str) -> str:
     if parts.port is not None and parts.port != _DEFAULT_PORTS[scheme]:
         host = f"{host}:{parts.port}"
     query = f"?{parts.query}" if "?" in url else ""
-    return f"{scheme}://{host}{parts.path.removesuffix('/')}{query}"
+    return f"{scheme}://{host}{parts.path.rstrip('/')}{query}"
 
 
 def server_key(url: str) -> str:
