@@ -320,3 +320,52 @@ async def said_through(uds: Path, tunnel: str | None, request: str) -> bytes:
         line = await reader.readline()
     writer.close()
     return line
+
+
+async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
+    """One request in a tunnel, and its whole answer, which says what was asked."""
+    writer.write(f"GET /in-the-tunnel HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b" 200 " in head
+    assert b"/in-the-tunnel" in await reader.readuntil(b"\r\n\r\n")
+
+
+@asynccontextmanager
+async def connected(
+    door: str, port: int, token: str
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A CONNECT tunnel through the egress door to a host outside, with one request answered in it."""
+    url = httpx2.URL(door)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    try:
+        target = f"127.0.0.1:{port}"
+        writer.write(
+            f"CONNECT {target} HTTP/1.1\r\nhost: {target}\r\nproxy-authorization: Bearer {token}\r\n\r\n".encode()
+        )
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        await asked(reader, writer, port)
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def test_an_open_tunnel_ends_with_its_session_and_with_the_proxy(tmp_path: Path) -> None:
+    async with outside(tmp_path) as (running, _, port), running.client() as admin:
+        door = (await admin.get("/v1/egress")).json()["url"]
+        grants = [await running.grant(f"sesn_{number}", network="unrestricted") for number in (1, 2)]
+        loop = asyncio.get_running_loop()
+        async with (
+            connected(door, port, grants[0]["token"]) as (gone, _),
+            connected(door, port, grants[1]["token"]) as (
+                kept,
+                writer,
+            ),
+        ):
+            start = loop.time()
+            await admin.delete("/v1/sessions/sesn_1")
+            async with asyncio.timeout(5):
+                assert await gone.read() == b""
+            assert loop.time() - start < 1
+            await asked(kept, writer, port)
+            assert await running.stop() == 0
+            assert await kept.read() == b""
