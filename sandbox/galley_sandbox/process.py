@@ -33,6 +33,21 @@ def is_alive(process: ProcessName) -> bool:
     return name_of(process.pid) == process
 
 
+def bearing(mark: bytes) -> list[ProcessName]:
+    """Every process that was started with `mark` in its environment, as far as we may look."""
+    found: list[ProcessName] = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            marked = mark in (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if marked and (name := name_of(int(folder.name))) is not None:
+            found.append(name)
+    return found
+
+
 async def kill(process: ProcessName, *, within_s: float) -> bool:
     """Kill exactly this process and wait for its end. True: it is gone."""
     handle = await to_end(_killed, process)

@@ -126,13 +126,9 @@ class Bubblewrap:
         if state is not None and state.home_id != self._home_id:
             return
         if state is not None and state.process is not None:
-            if not await process.kill(state.process, within_s=END_WITHIN_S):
-                raise SandboxError(f"The hand of sandbox {sandbox_id} (process {state.process.pid}) did not die.")
+            await _kill(state.process, sandbox_id)
         elif state is not None:
-            # Whoever started it ended before writing down which process it is; but the hand itself knows.
-            with suppress(SandboxError):
-                async with _connect(folder, state) as hand:
-                    await hand.end()
+            await _end_half_started(folder, state)
         await self._leave_groups(sandbox_id)
         await asyncio.to_thread(shutil.rmtree, folder, True)
 
@@ -194,6 +190,26 @@ class Bubblewrap:
                 return
             await asyncio.sleep(_POLL_S)
         raise SandboxError(f"Processes of sandbox {sandbox_id} do not end.")
+
+
+async def _end_half_started(folder: Path, state: State) -> None:
+    """Whoever started it ended before writing down which process it is.
+
+    The start script may still be at work, and bubblewrap, whose parent could not report to anybody, may wait for ever
+    with the hand's socket open. All of them were given the incarnation.
+    """
+    while found := await asyncio.to_thread(process.bearing, state.incarnation.encode()):
+        for one in found:
+            await _kill(one, state.id)
+    # The hand of a plain user lets nobody read its environment, but it answers.
+    with suppress(SandboxError):
+        async with _connect(folder, state) as hand:
+            await hand.end()
+
+
+async def _kill(one: ProcessName, sandbox_id: str) -> None:
+    if not await process.kill(one, within_s=END_WITHIN_S):
+        raise SandboxError(f"Process {one.pid} of sandbox {sandbox_id} did not die.")
 
 
 @asynccontextmanager

@@ -77,7 +77,7 @@ def prepare(host: Host, root: Path, state: State, idle_exit_s: float, opened: Ex
     with ShortPath(folder) as short:
         listener.bind(f"{short}/{states.SOCKET}")
     listener.listen(8)
-    info, info_of_child = _pipe(opened)
+    info, info_of_child = _report_pipe(opened)
     gate_of_child, gate = _pipe(opened) if users else (None, None)
     filter_file = _memory_file(seccomp.program(host.machine), opened)
     groups: list[Path] = []
@@ -255,6 +255,19 @@ def _pipe(opened: ExitStack) -> tuple[Descriptor, Descriptor]:
     for end in ends:
         opened.callback(end.close)
     return ends[0], ends[1]
+
+
+def _report_pipe(opened: ExitStack) -> tuple[Descriptor, Descriptor]:
+    """A pipe whose writing end reads too, so that writing to it never fails.
+
+    A bubblewrap that cannot report, because its server was killed, ends before it has let its child go on, and the
+    child then waits for ever.
+    """
+    reading, writing = _pipe(opened)
+    both = Descriptor(os.open(f"/proc/self/fd/{writing.number}", os.O_RDWR | os.O_CLOEXEC))
+    opened.callback(both.close)
+    writing.close()
+    return reading, both
 
 
 def _memory_file(data: bytes | None, opened: ExitStack) -> Descriptor | None:
