@@ -2,13 +2,17 @@
 
 import asyncio
 import ipaddress
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import httpx2
 import pytest
 from galley_vault_proxy.errors import AddressRefused, Unreachable
 from galley_vault_proxy.netguard import Netguard, redirect_target
+
+from tests.integration.proxy_tls import Authority
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +33,7 @@ class Names:
 
 @asynccontextmanager
 async def upstream(
-    answer: bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+    answer: bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[tuple[int, list[bytes]]]:
     """A server on loopback, and the heads of the requests it got."""
     heads: list[bytes] = []
@@ -43,7 +47,7 @@ async def upstream(
                 writer.write(answer)
                 await writer.drain()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     async with server:
         yield server.sockets[0].getsockname()[1], heads
         for writer in writers:
@@ -114,6 +118,30 @@ async def test_a_redirect_to_the_inside_is_judged_like_any_other() -> None:
         async with client(guard) as http:
             with pytest.raises(AddressRefused):
                 await http.get(f"http://api.example:{port}/", follow_redirects=True)
+
+
+async def test_over_tls_the_name_is_asked_for_and_proved(tmp_path: Path) -> None:
+    authority, names = Authority(tmp_path), list[str | None]()
+    serving = authority.serving("api.example")
+    serving.sni_callback = lambda _, name, __: names.append(name)
+    guard = Netguard(LOOPBACK, resolver=Names(["127.0.0.1"]))
+    async with (
+        upstream(tls=serving) as (port, heads),
+        httpx2.AsyncClient(transport=guard.transport(ssl_context=authority.trusting()), trust_env=False) as http,
+    ):
+        assert (await http.get(f"https://api.example:{port}/")).text == "ok"
+        assert names == ["api.example"]
+        with pytest.raises(httpx2.ConnectError):
+            await http.get(f"https://another.example:{port}/")
+        assert len(heads) == 1
+
+
+async def test_over_tls_a_stranger_is_not_believed(tmp_path: Path) -> None:
+    guard = Netguard(LOOPBACK, resolver=Names(["127.0.0.1"]))
+    async with upstream(tls=Authority(tmp_path).serving("api.example")) as (port, heads), client(guard) as http:
+        with pytest.raises(httpx2.ConnectError):
+            await http.get(f"https://api.example:{port}/")
+    assert heads == []
 
 
 async def test_what_does_not_answer_is_unreachable() -> None:
