@@ -19,6 +19,7 @@ GREETING = b"galley-hand/1"
 WINDOW = 256 * 1024
 CHUNK = 16 * 1024  # small enough that a tool call's answer never waits long behind a file body
 MAX_CHANNELS = 256
+MAX_TUNNELS = 64  # channels that the hand opens, one for each connection out of the sandbox
 MAX_META = 16 * 1024
 MAX_REASON = 1024
 MAX_CONTROL = 2048

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
 from galley_sandbox import results
-from galley_sandbox.channels import Drained, Ended, Link, Opened, Ponged, Received, WasReset
+from galley_sandbox.channels import MAX_TUNNELS, Drained, Ended, Link, Opened, Ponged, Received, WasReset
 from galley_sandbox.errors import CallRefused, FileRefused, HandMisbehaved, SandboxError, SandboxLost
 from galley_sandbox.frames import FramingError
 from galley_sandbox.port import JSON, CallState, ToolResult
@@ -37,15 +37,44 @@ class _Exchange:
         self.changed = asyncio.Event()
 
 
+class HandTunnel:
+    """Implements the port's Tunnel. The client that it came from keeps its channel."""
+
+    def __init__(self, client: "HandClient", number: int, exchange: _Exchange, door: str) -> None:
+        self._client = client
+        self._number = number
+        self._exchange = exchange
+        self.door = door
+
+    async def read(self) -> bytes:
+        try:
+            return await self._client._next(self._number, self._exchange) or b""
+        except CallRefused as e:
+            raise ConnectionResetError(str(e)) from e
+
+    async def write(self, data: bytes) -> None:
+        await self._client._send_all(self._number, self._exchange, data)
+
+    async def end(self) -> None:
+        self._client._end(self._number)
+
+    def close(self) -> None:
+        if self._number in self._client._exchanges:
+            self._client._close(self._number)
+
+
 class HandClient:
     """Implements the port's Hand over one stream. Made by `open`, and of no use after it."""
 
     def __init__(self, stream: Stream, *, wall_s: float) -> None:
         self._stream = stream
         self._wall_s = wall_s
-        self._link = Link(first=True, max_peer_channels=16)
+        self._link = Link(first=True, max_peer_channels=MAX_TUNNELS)
         self._exchanges: dict[int, _Exchange] = {}
         self._output = asyncio.Event()
+        self._doors: frozenset[str] = frozenset()
+        self._arrived: deque[HandTunnel] = deque()
+        self._arrival = asyncio.Event()
         self._lost: SandboxLost | None = None
         self._heard_at = 0.0
         self._calls_under_way = 0
@@ -113,8 +142,10 @@ class HandClient:
         except SandboxLost:
             return
 
-    async def put_file(self, path: str, source: AsyncIterator[bytes], *, mode: int = 0o644) -> None:
-        number, exchange = self._request({"op": "put", "path": path, "mode": mode})
+    async def put_file(
+        self, path: str, source: AsyncIterator[bytes], *, mode: int = 0o644, after_roots: bool = False
+    ) -> None:
+        number, exchange = self._request({"op": "put", "path": path, "mode": mode, "roots": after_roots})
         try:
             async for data in source:
                 if not await self._send(number, exchange, data):
@@ -136,6 +167,23 @@ class HandClient:
             raise FileRefused(path, str(e)) from e
         finally:
             self._close(number)
+
+    async def listen(self, doors: Mapping[str, int]) -> Mapping[str, int]:
+        # Before the hand is asked: the first connection may be here before its answer.
+        self._doors |= doors.keys()
+        return results.parse_ports(await self._ask({"op": "listen", "doors": dict(doors)}), doors)
+
+    async def tunnels(self) -> AsyncIterator[HandTunnel]:
+        while True:
+            self._arrival.clear()
+            while self._arrived:
+                yield self._arrived.popleft()
+            if self._lost is not None:
+                raise self._lost_error()
+            await self._arrival.wait()
+
+    async def set_environment(self, variables: Mapping[str, str | None]) -> None:
+        await self._ask({"op": "environment"}, json.dumps(dict(variables)).encode())
 
     # Requests
 
@@ -181,6 +229,23 @@ class HandClient:
                 return False
             if not view:
                 return True
+            size = min(self._link.space(number), len(view))
+            if size:
+                self._link.write(number, bytes(view[:size]))
+                view = view[size:]
+                self._output.set()
+            else:
+                await exchange.changed.wait()
+
+    async def _send_all(self, number: int, exchange: _Exchange, data: bytes) -> None:
+        """As `_send`, to a peer that may have said all that it has to say and still listens."""
+        view = memoryview(data)
+        while view:
+            exchange.changed.clear()
+            if self._lost is not None:
+                raise self._lost_error()
+            if exchange.refused is not None:
+                raise ConnectionResetError(exchange.refused)
             size = min(self._link.space(number), len(view))
             if size:
                 self._link.write(number, bytes(view[:size]))
@@ -271,7 +336,7 @@ class HandClient:
 
     def _on_event(self, event: "Event") -> None:
         if isinstance(event, Opened):
-            self._link.reset(event.channel, "nothing is connected there")
+            self._on_opened(event)
             return
         if isinstance(event, Ponged):
             return
@@ -289,10 +354,20 @@ class HandClient:
                 pass  # waking the sender is all
         exchange.changed.set()
 
+    def _on_opened(self, event: Opened) -> None:
+        door = results.parse_door(event.meta)
+        if door not in self._doors:
+            self._link.reset(event.channel, "nothing is connected there")
+            return
+        exchange = self._exchanges[event.channel] = _Exchange()
+        self._arrived.append(HandTunnel(self, event.channel, exchange, door))
+        self._arrival.set()
+
     def _lose(self, error: SandboxLost) -> None:
         if self._lost is None:
             self._lost = error
             self._output.set()
+            self._arrival.set()
             for exchange in self._exchanges.values():
                 exchange.changed.set()
 

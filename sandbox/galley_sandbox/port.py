@@ -92,6 +92,33 @@ class Unknown:
 CallState: TypeAlias = Running | Finished | Acknowledged | Unknown
 
 
+class Tunnel(Protocol):
+    """One connection that a program in the sandbox opened to a port of `Hand.listen`.
+
+    Reading and writing may go on side by side, and one that stands still holds up nothing else. Both raise
+    ConnectionResetError when the program is gone and SandboxLost when the stream is. Close it in any case.
+    """
+
+    @property
+    def door(self) -> str: ...
+
+    async def read(self) -> bytes:
+        """Some bytes; none when the program has closed its direction."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Returns when there is room for more."""
+        ...
+
+    async def end(self) -> None:
+        """Close our direction."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; if it has not ended both ways, it is broken off."""
+        ...
+
+
 class Hand(Protocol):
     """The client of one resident hand, over one stream.
 
@@ -131,15 +158,34 @@ class Hand(Protocol):
         """Kill everything the call started; it then ends with `is_error`. Unknown and finished calls are left alone."""
         ...
 
-    async def put_file(self, path: str, source: AsyncIterator[bytes], *, mode: int = 0o644) -> None:
+    async def put_file(
+        self, path: str, source: AsyncIterator[bytes], *, mode: int = 0o644, after_roots: bool = False
+    ) -> None:
         """Write a file, whole or not at all, making its parents. Raises FileRefused.
 
-        Below `UPLOADS` the file belongs to the hand: tools read it and cannot change it.
+        Below `UPLOADS` the file belongs to the hand: tools read it and cannot change it. `after_roots`: the
+        certificate authorities that the sandbox trusts already come first.
         """
         ...
 
     def get_file(self, path: str) -> AsyncIterator[bytes]:
         """The bytes of a regular file. Raises FileRefused, SandboxLost."""
+        ...
+
+    async def listen(self, doors: Mapping[str, int]) -> Mapping[str, int]:
+        """Listen on 127.0.0.1 in the sandbox, a port for each door; `tunnels` of this stream then gives what comes.
+
+        Returns the ports: the wanted one if it is free (0: any), else another, and always the same for one door of
+        one sandbox. It listens on when the stream drops; whoever connects then waits for the next `listen`.
+        """
+        ...
+
+    def tunnels(self) -> AsyncIterator[Tunnel]:
+        """The connections, as they come, 64 at a time at most. For one reader. Raises SandboxLost at the end."""
+        ...
+
+    async def set_environment(self, variables: Mapping[str, str | None]) -> None:
+        """Set variables of every later command, in shells that run already too; null takes one away."""
         ...
 
 

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+from collections.abc import Collection
 from typing import Literal
 
 from galley_sandbox.errors import HandMisbehaved
@@ -54,6 +55,24 @@ def parse_incarnation(raw: bytes) -> str:
     if not isinstance(incarnation, str):
         raise HandMisbehaved("The hand did not say which one it is.")
     return incarnation
+
+
+def parse_ports(raw: bytes, doors: Collection[str]) -> dict[str, int]:
+    found = _object(raw[:4096])
+    ports = {name: port for name, port in found.items() if isinstance(port, int) and 0 < port < 65536}
+    if ports.keys() != set(doors):
+        raise HandMisbehaved("The hand did not say on which ports it listens.")
+    return ports
+
+
+def parse_door(meta: bytes) -> str | None:
+    """Which door a channel that the hand opened is for. None: it is for something else, or nonsense."""
+    try:
+        value = _object(meta)
+    except HandMisbehaved:
+        return None
+    door = value.get("door")
+    return door if value.get("op") == "tunnel" and isinstance(door, str) else None
 
 
 def _object(raw: bytes) -> dict[str, object]:

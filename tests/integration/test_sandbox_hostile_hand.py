@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from galley_sandbox import client as client_module
 from galley_sandbox import results
-from galley_sandbox.channels import Ended, Link, Opened
+from galley_sandbox.channels import MAX_TUNNELS, Ended, Link, Opened
 from galley_sandbox.client import HandClient
 from galley_sandbox.errors import CallRefused, FileRefused, HandMisbehaved, SandboxLost
 from galley_sandbox.frames import Frame, Kind, encode
@@ -193,13 +193,13 @@ async def test_a_quiet_hand_that_answers_pings_is_not_lost(tmp_path: Path, monke
 
 async def test_channels_it_opens_lead_nowhere_and_stay_few(tmp_path: Path) -> None:
     async def answer(hand: FakeHand, number: int, meta: dict[str, object]) -> None:
-        for _ in range(10 if meta["id"] == "few" else 17):
+        for _ in range(10 if meta["id"] == "few" else MAX_TUNNELS + 1):
             hand.link.open(b"let me out")
         hand.reply(number, GOOD)
 
     async with talking_to(tmp_path, answer) as hand:
         assert (await hand.call("few", "bash", {})).text == "fine"
-        with pytest.raises(HandMisbehaved, match="one more than the 16 allowed"):
+        with pytest.raises(HandMisbehaved, match="one more than the 64 allowed"):
             await hand.call("many", "bash", {})
 
 

@@ -26,6 +26,7 @@ from galley_sandbox.port import (
     Spec,
     TextBlock,
     ToolResult,
+    Tunnel,
     Unknown,
 )
 from galley_server.errors import NotFound
@@ -57,6 +58,7 @@ class ScriptedSandbox:
     kept: dict[str, ToolResult] = field(default_factory=dict)
     acknowledged: set[str] = field(default_factory=set)
     files: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    environment: dict[str, str | None] = field(default_factory=dict)
     refuses: str | None = None
     blocked: dict[str, asyncio.Event] = field(default_factory=dict)
     deaf: bool = False
@@ -153,7 +155,9 @@ class ScriptedHand:
             self.place.kept[call_id] = ToolResult((TextBlock("cancelled"),), is_error=True)
             gate.set()
 
-    async def put_file(self, path: str, source: AsyncIterator[bytes], *, mode: int = 0o644) -> None:
+    async def put_file(
+        self, path: str, source: AsyncIterator[bytes], *, mode: int = 0o644, after_roots: bool = False
+    ) -> None:
         self.check()
         if self.place.mute:
             await asyncio.Event().wait()
@@ -167,6 +171,21 @@ class ScriptedHand:
         if path not in self.place.files:
             raise FileRefused(path, "no such file or directory")
         yield self.place.files[path][0]
+
+    async def listen(self, doors: Mapping[str, int]) -> Mapping[str, int]:
+        self.check()
+        return doors
+
+    async def tunnels(self) -> AsyncIterator[Tunnel]:
+        """Nothing in it ever wants to go out."""
+        await asyncio.Event().wait()
+        nothing: tuple[Tunnel, ...] = ()
+        for tunnel in nothing:
+            yield tunnel
+
+    async def set_environment(self, variables: Mapping[str, str | None]) -> None:
+        self.check()
+        self.place.environment.update(variables)
 
 
 class ScriptedDriver:

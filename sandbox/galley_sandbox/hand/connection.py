@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from galley_sandbox.channels import Event
     from galley_sandbox.hand.resident import Resident
+    from galley_sandbox.hand.tunnels import Tunnel
 
 MAX_INPUT = 16 * 1024 * 1024
 _READ = 256 * 1024
@@ -122,6 +123,37 @@ class EndExchange(Exchange):
         self.connection.resident.loop.stop()
 
 
+class ListenExchange(Exchange):
+    """The server will take what comes to these ports."""
+
+    def ended(self) -> None:
+        doors = self.meta.get("doors")
+        if not isinstance(doors, dict):
+            raise Refused("the doors are an object of ports by name")
+        ports = self.connection.resident.tunnels.listen(doors, self.connection)
+        self.answer(json.dumps(ports).encode())
+
+
+class EnvironmentExchange(Exchange):
+    def __init__(self, connection: Connection, number: int, meta: dict[str, Any]) -> None:
+        super().__init__(connection, number, meta)
+        self._variables = bytearray()
+
+    def received(self, data: bytes) -> None:
+        self._variables += data
+        if len(self._variables) > MAX_INPUT:
+            raise Refused(f"the variables are larger than {MAX_INPUT} bytes")
+        self.connection.link.consumed(self.number, len(data))
+
+    def ended(self) -> None:
+        try:
+            wanted = json.loads(self._variables)
+        except ValueError:
+            raise Refused("the variables are not JSON") from None
+        self.connection.resident.surroundings.change(wanted)
+        self.answer(b"")
+
+
 class PutExchange(Exchange):
     def __init__(self, connection: Connection, number: int, meta: dict[str, Any]) -> None:
         super().__init__(connection, number, meta)
@@ -185,6 +217,8 @@ _EXCHANGES: dict[str, Callable[[Connection, int, dict[str, Any]], Exchange]] = {
     "put": PutExchange,
     "get": GetExchange,
     "end": EndExchange,
+    "listen": ListenExchange,
+    "environment": EnvironmentExchange,
 }
 
 
@@ -195,7 +229,7 @@ class Connection:
         self._stream = stream
         self._fd = stream.fileno()
         self._closed = closed
-        self._exchanges: dict[int, Exchange] = {}
+        self._exchanges: dict[int, Exchange | Tunnel] = {}
         self._out = b""
         self._flushing = False
         self._open = True
@@ -212,7 +246,13 @@ class Connection:
         exchanges, self._exchanges = self._exchanges, {}
         for exchange in exchanges.values():
             exchange.broken()
+        self.resident.tunnels.dropped(self)
         self._closed(self)
+
+    def attach(self, number: int, tunnel: Tunnel) -> None:
+        """The channel was opened from here: what comes on it is the tunnel's."""
+        self._exchanges[number] = tunnel
+        self.flush_soon()
 
     def refuse(self, number: int, reason: str) -> None:
         self._exchanges.pop(number, None)

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from galley_sandbox.hand.resident import Resident
 
 _PIECE = 64 * 1024
+_MAX_ROOTS = 4 * 1024 * 1024
+ROOTS = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
 # The child's last words, after which there is no more: what went wrong, or nothing.
 _FAILED = b"F"
 _BYTES = b"B"
@@ -38,6 +45,7 @@ class Incoming:
         path = _checked(meta)
         mode = meta.get("mode")
         self._mode = mode if isinstance(mode, int) and 0 <= mode <= 0o777 else 0o644
+        roots = meta.get("roots") is True
         self._took = took
         self._done = done
         self._pending = bytearray()
@@ -49,7 +57,7 @@ class Incoming:
         self._worker = Worker(
             resident.loop,
             resident.config,
-            lambda stdin, stdout: _store(path, self._mode, stdin, stdout),
+            lambda stdin, stdout: _store(path, self._mode, stdin, stdout, roots=roots),
             as_tool=as_tool,
             on_output=self._said.extend,
             on_end=self._over,
@@ -96,8 +104,8 @@ def _on_term(_signum: int, _frame: FrameType | None) -> None:
     raise _Abandoned
 
 
-def _store(path: str, mode: int, stdin: int, stdout: int) -> None:
-    """In the child: write beside the target, then move it there."""
+def _store(path: str, mode: int, stdin: int, stdout: int, *, roots: bool) -> None:
+    """In the child: write beside the target, then move it there. `roots`: behind what this sandbox trusts already."""
     signal.signal(signal.SIGTERM, _on_term)
     try:
         target = canonical(path)
@@ -107,6 +115,8 @@ def _store(path: str, mode: int, stdin: int, stdout: int) -> None:
             raise IsADirectoryError
         fd, temporary = tempfile.mkstemp(prefix=".galley-", dir=folder)
         try:
+            if roots:
+                _copy_roots(fd)
             while True:
                 data = os.read(stdin, _PIECE)
                 if not data:
@@ -122,6 +132,17 @@ def _store(path: str, mode: int, stdin: int, stdout: int) -> None:
         write_all(stdout, reason(e).encode())
         return
     write_all(stdout, b"stored")
+
+
+def _copy_roots(fd: int) -> None:
+    """The certificate authorities of the image, wherever it has them."""
+    for path in ROOTS:
+        try:
+            with open(path, "rb") as file:
+                write_all(fd, file.read(_MAX_ROOTS) + b"\n")
+                return
+        except OSError:
+            continue
 
 
 class Outgoing:

@@ -16,6 +16,8 @@ from galley_sandbox.hand.ledger import Ledger, Refused
 from galley_sandbox.hand.paths import Places, ToolError
 from galley_sandbox.hand.results import bounded, result_json
 from galley_sandbox.hand.shell import MAX_COMMAND, Job, Shell
+from galley_sandbox.hand.surroundings import Surroundings
+from galley_sandbox.hand.tunnels import Tunnels
 
 if TYPE_CHECKING:
     from typing import Any
@@ -34,6 +36,8 @@ class Resident:
     def __init__(self, loop: Loop, config: Config) -> None:
         self.loop = loop
         self.config = config
+        self.surroundings = Surroundings()
+        self.tunnels = Tunnels(loop)
         self._ledger = Ledger()
         self._gauges = verdict.Gauges(config.memory_gauge, config.pids_gauge)
         self._shells: dict[str, Shell] = {}
@@ -107,7 +111,7 @@ class Resident:
             timeout_s, timeout_text = wall_s, verdict.exceeded("wall_time", f"bash: ended after {wall_s}s")
         shell = self._shells.get(shell_name)
         if shell is None:
-            shell = self._shells[shell_name] = Shell(self.loop, self.config, self._gauges)
+            shell = self._shells[shell_name] = Shell(self.loop, self.config, self._gauges, self.surroundings)
         self._cancels[call_id] = lambda: shell.cancel(call_id)
         shell.submit(
             Job(

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from galley_sandbox.hand import hardening, processes, verdict, worker
 from galley_sandbox.hand.results import Output, result_json
+from galley_sandbox.hand.surroundings import update
 
 if TYPE_CHECKING:
     from galley_sandbox.hand.config import Config
     from galley_sandbox.hand.loop import Loop, Timer
+    from galley_sandbox.hand.surroundings import Surroundings
 
 MAX_COMMAND = 1024 * 1024
 MAX_QUEUE = 256
@@ -44,9 +46,11 @@ class _Pipes(NamedTuple):
 class Shell:
     """One bash, with a keeper above it that adopts what its commands leave behind, so that all of it is found."""
 
-    def __init__(self, loop: Loop, config: Config, gauges: verdict.Gauges) -> None:
+    def __init__(self, loop: Loop, config: Config, gauges: verdict.Gauges, surroundings: Surroundings) -> None:
         self._loop = loop
         self._config = config
+        self._surroundings = surroundings
+        self._told: dict[str, str] = {}  # which of them this bash knows
         self._gauges = gauges
         self._queue: deque[Job] = deque()
         self._job: Job | None = None
@@ -101,6 +105,8 @@ class Shell:
         self._status.clear()
         # eval keeps a command with a syntax error, or an open quote, from swallowing what follows it. The empty line
         # comes first because bash, after such an error, takes the next word for a plain one, even an opening brace.
+        self._to_send += update(self._told, self._surroundings.variables).encode("utf-8", "surrogatepass")
+        self._told = self._surroundings.variables
         self._to_send += (
             f"\n{{ builtin eval {shlex.quote(command)}\n}} </dev/null >&{_OUT} 2>&1 {_OUT}>&- {_STATUS}>&-; "
             f"builtin printf '{self._serial} %d\\n' \"$?\" >&{_STATUS}\n"
@@ -156,6 +162,7 @@ class Shell:
             os.set_blocking(fd, False)
         self._keeper = pid
         self._usable = True
+        self._told = {}
         # With one user for all, only the started program may do this; the hand has done it already otherwise.
         self._to_send = b"{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null\n"
         self._pipes = _Pipes(cmd_w, out_r, status_r, death_r)
