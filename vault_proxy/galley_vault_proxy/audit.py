@@ -53,6 +53,7 @@ _TEXT: Final = 256
 _BATCH: Final = 1024
 _MOST_WAITING: Final = 8192
 _READERS: Final = 2
+_GATHER_S: Final = 0.01
 _RETRY_S: Final = 0.5
 _CLOSING_S: Final = 2.0
 
@@ -220,6 +221,8 @@ class Audit:
     async def _pump(self) -> None:
         while True:
             await self._wake.wait()
+            # Lines come in bursts, and a turn on the thread costs more than a line.
+            await asyncio.sleep(_GATHER_S)
             self._wake.clear()
             while self._waiting:
                 batch = list(islice(self._waiting, _BATCH))

@@ -19,6 +19,7 @@ import httpx2
 from anyio import to_thread
 
 from galley_vault_proxy.addresses import Address, Net, refused
+from galley_vault_proxy.dialing import AsyncioBackend
 from galley_vault_proxy.errors import AddressRefused, Unreachable
 from galley_vault_proxy.hosts import normal_host
 
@@ -176,7 +177,7 @@ class _Backend(httpcore2.AsyncNetworkBackend):
 
     def __init__(self, guard: Netguard) -> None:
         self._guard = guard
-        self._dial = httpcore2.AnyIOBackend()
+        self._dial = AsyncioBackend()
 
     async def connect_tcp(
         self,
