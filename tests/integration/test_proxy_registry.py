@@ -209,6 +209,12 @@ async def test_a_stream_ends_when_its_token_expires(path: Path) -> None:
         assert seconds < 1
 
 
+async def test_a_stream_says_that_its_grant_expired_and_was_not_revoked(path: Path) -> None:
+    async with registry(path) as one:
+        why, _ = await end_of(one, await one.issue(a_grant(seconds=0.4)), anyio.lowlevel.checkpoint)
+        assert why == "expired"
+
+
 async def test_a_grant_issued_by_another_process_counts_at_once(path: Path) -> None:
     gate = Gate()
     async with registry(path) as one, registry(path, gate) as other:

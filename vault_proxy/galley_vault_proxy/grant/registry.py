@@ -155,7 +155,7 @@ class Registry:
         """
         live = self._live.get(grant.id)
         if live is None:
-            raise GrantRefused("revoked")
+            raise GrantRefused("revoked" if grant.id in self._revoked else "expired")
         rest = (grant.expires_at - self._clock()).total_seconds()
         try:
             async with asyncio.timeout(max(rest, 0)) as scope:
@@ -167,7 +167,7 @@ class Registry:
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise GrantRefused("expired" if grant.id in self._live else "revoked") from None
+            raise GrantRefused("revoked" if grant.id in self._revoked else "expired") from None
 
     async def record(self, grant_id: str) -> GrantRecord:
         """What is known of a grant. Raises NotFound."""
