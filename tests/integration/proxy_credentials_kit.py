@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
@@ -20,7 +20,9 @@ from galley_vault_proxy.netguard import Netguard
 from galley_vault_proxy.oauth.assembly import SCHEMAS, CredentialPart, open_credentials
 from galley_vault_proxy.secret import Secret
 from galley_vault_proxy.state import State
+from galley_vault_proxy.store import leases
 from galley_vault_proxy.store.embedded import EmbeddedStore
+from galley_vault_proxy.store.port import SecretStore
 
 KEY = "service-key-0123456789"
 ONCE_KEY = b"o" * 32
@@ -42,7 +44,7 @@ class Broker:
     url: str
     home: Path
     part: CredentialPart
-    store: EmbeddedStore
+    store: SecretStore
     state: State
     audit: Audit
     clock: Clock
@@ -65,21 +67,28 @@ class Broker:
         return session_id
 
 
+def embedded(home: Path, state: State, clock: Clock) -> AbstractAsyncContextManager[SecretStore]:
+    return EmbeddedStore.open(home, clock=clock)
+
+
 @asynccontextmanager
 async def broker(
-    home: Path, *, store: Callable[[EmbeddedStore], EmbeddedStore] = lambda store: store
+    home: Path,
+    *,
+    store: Callable[[Path, State, Clock], AbstractAsyncContextManager[SecretStore]] = embedded,
+    around: Callable[[SecretStore], SecretStore] = lambda store: store,
 ) -> AsyncIterator[Broker]:
-    """`store` may put something between the credentials and the store."""
+    """`around` may put something between the credentials and the store."""
     clock = Clock()
     url = ""
     private_directory(home)
     async with (
-        State.open(home / "state.db", SCHEMAS) as state,
+        State.open(home / "state.db", [*SCHEMAS, leases.SCHEMA]) as state,
         Audit.open(home / "audit", max_bytes=8 << 20) as audit,
-        EmbeddedStore.open(home, clock=clock) as embedded,
+        store(home, state, clock) as opened,
         open_credentials(
             state,
-            store(embedded),
+            around(opened),
             audit,
             Netguard(LOOPBACK),
             key=ONCE_KEY,
@@ -92,7 +101,7 @@ async def broker(
         )
         async with serve(app, host="127.0.0.1", port=0, key=Secret(KEY), closing=asyncio.Event()) as address:
             url = address.url
-            yield Broker(url, home, part, embedded, state, audit, clock)
+            yield Broker(url, home, part, opened, state, audit, clock)
 
 
 def everything_below(directory: Path) -> bytes:

@@ -12,8 +12,7 @@ from galley_vault_proxy.credentials import rows
 from galley_vault_proxy.credentials.shapes import CredentialCreate
 from galley_vault_proxy.errors import SecretMissing, StoreUnavailable
 from galley_vault_proxy.secret import Secret
-from galley_vault_proxy.store.embedded import EmbeddedStore
-from galley_vault_proxy.store.port import SecretRef
+from galley_vault_proxy.store.port import SecretRef, SecretStore
 
 from tests.integration.proxy_credentials_kit import Broker, broker, everything_below
 
@@ -26,7 +25,7 @@ HEADER = {"idempotency-key": "k1"}
 class Sealable:
     """A store that is sealed when a test says so, and may be held in the middle of a write."""
 
-    def __init__(self, store: EmbeddedStore) -> None:
+    def __init__(self, store: SecretStore) -> None:
         self.store = store
         self.sealed = False
         self.hold: asyncio.Event | None = None
@@ -66,7 +65,7 @@ class Sealed:
     def __init__(self) -> None:
         self.store: Any = None
 
-    def __call__(self, store: EmbeddedStore) -> Any:
+    def __call__(self, store: SecretStore) -> Any:
         self.store = Sealable(store)
         return self.store
 
@@ -91,7 +90,7 @@ async def gone(proxy: Broker, ref: SecretRef) -> None:
 @pytest.mark.parametrize("what", ["credential", "vault"])
 async def test_what_cannot_be_purged_now_is_used_no_more_and_purged_later(tmp_path: Path, what: str, call: str) -> None:
     sealed = Sealed()
-    async with broker(tmp_path / "home", store=sealed) as proxy, proxy.sdk() as sdk:
+    async with broker(tmp_path / "home", around=sealed) as proxy, proxy.sdk() as sdk:
         vault_id, credential_id = await a_credential(proxy)
         session = await proxy.session(vault_id)
         sealed.store.sealed = True
@@ -112,7 +111,7 @@ async def test_what_cannot_be_purged_now_is_used_no_more_and_purged_later(tmp_pa
 
 async def test_nobody_has_to_ask_again_and_a_restart_does_not_forget(tmp_path: Path) -> None:
     sealed = Sealed()
-    async with broker(tmp_path / "home", store=sealed) as proxy:
+    async with broker(tmp_path / "home", around=sealed) as proxy:
         vault_id, credential_id = await a_credential(proxy)
         sealed.store.sealed = True
         with pytest.raises(StoreUnavailable):
@@ -125,7 +124,7 @@ async def test_nobody_has_to_ask_again_and_a_restart_does_not_forget(tmp_path: P
 
 async def test_a_create_that_loses_leaves_no_secret(tmp_path: Path) -> None:
     sealed = Sealed()
-    async with broker(tmp_path / "home", store=sealed) as proxy, proxy.sdk() as sdk:
+    async with broker(tmp_path / "home", around=sealed) as proxy, proxy.sdk() as sdk:
         vault = await sdk.beta.vaults.create(display_name="Alice")
         sealed.store.hold, sealed.store.expected = asyncio.Event(), 3
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
@@ -155,7 +154,7 @@ async def _outcome(call: Any) -> str:
 
 async def test_a_create_that_is_cut_off_leaves_no_secret(tmp_path: Path) -> None:
     sealed = Sealed()
-    async with broker(tmp_path / "home", store=sealed) as proxy, proxy.sdk() as sdk:
+    async with broker(tmp_path / "home", around=sealed) as proxy, proxy.sdk() as sdk:
         vault = await sdk.beta.vaults.create(display_name="Alice")
         asked = CredentialCreate.model_validate({"auth": BEARER})
         sealed.store.hold = asyncio.Event()
@@ -171,7 +170,7 @@ async def test_a_create_that_is_cut_off_leaves_no_secret(tmp_path: Path) -> None
 async def test_a_create_that_is_killed_is_cleaned_up_after(tmp_path: Path) -> None:
     # The note that a secret is about to be written comes first: here it is all that is left of a create.
     sealed = Sealed()
-    async with broker(tmp_path / "home", store=sealed) as proxy:
+    async with broker(tmp_path / "home", around=sealed) as proxy:
         vault_id, _ = await a_credential(proxy)
         lost = SecretRef(vault_id, "vcrd_lost")
         await proxy.store.write(lost, {"token": Secret("tok-planted")}, expected=0)
@@ -183,7 +182,7 @@ async def test_a_create_that_is_killed_is_cleaned_up_after(tmp_path: Path) -> No
 
 async def test_while_the_store_is_sealed_nothing_is_created_or_changed(tmp_path: Path) -> None:
     sealed = Sealed()
-    async with broker(tmp_path / "home", store=sealed) as proxy, proxy.sdk() as sdk:
+    async with broker(tmp_path / "home", around=sealed) as proxy, proxy.sdk() as sdk:
         vault_id, credential_id = await a_credential(proxy)
         before = await sdk.beta.vaults.credentials.retrieve(credential_id, vault_id=vault_id)
         sealed.store.sealed = True

@@ -63,11 +63,15 @@ def due(material: Material, now: datetime) -> bool:
 
 
 def token_of(material: Material) -> Secret | None:
-    """What goes to an MCP server."""
-    return material.fields.get(ACCESS) or material.fields.get(TOKEN)
+    """What goes to an MCP server. None: there is none, or none that fits a header."""
+    found = material.fields.get(ACCESS) or material.fields.get(TOKEN)
+    # Written by hand, e.g. from a file, it may end in a line break.
+    text = "" if found is None else found.reveal().strip()
+    return Secret(text) if text and text.isascii() and text.isprintable() else None
 
 
 def all_secrets(material: Material) -> tuple[Secret, ...]:
+    """Everything in it that must not come back."""
     return tuple(value for name, value in material.fields.items() if name not in (EXPIRES, RENEW))
 
 

@@ -1,5 +1,6 @@
 """Credentials for the doors: which one belongs to a request of a session, fresh enough, and what must not come back."""
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Final
@@ -18,6 +19,7 @@ from galley_vault_proxy.state import State
 from galley_vault_proxy.store.port import Material, SecretStore
 
 _HEADER: Final = "authorization"
+_PATIENCE_S: Final = 2.0
 
 
 class Source:
@@ -47,16 +49,7 @@ class Source:
         for vault_id in vault_ids:
             stored = (await self._directory.vault(vault_id)).by_key.get(key)
             if stored is not None and (found := await self._current(session_id, stored, fresh)) is not None:
-                token = material.token_of(found)
-                if token is None:
-                    raise SecretMissing(f"{stored.shown.id} holds no token: whatever wrote it left it out")
-                return Injection(
-                    header=_HEADER,
-                    value=Secret(f"Bearer {token.reveal()}"),
-                    credential_id=stored.shown.id,
-                    version=found.version,
-                    secrets=material.all_secrets(found),
-                )
+                return _injection(stored, found)
         return None
 
     async def for_host(self, session_id: str, vault_ids: Sequence[str]) -> Sequence[EnvCredential]:
@@ -92,13 +85,23 @@ class Source:
     async def _current(self, session_id: str, stored: Stored, fresh: bool) -> Material | None:
         """The secret, renewed first if its end is near. None: archived a moment ago."""
         found = await self._read(session_id, stored, fresh=fresh)
-        if found is None or not isinstance(stored.shown.auth, OAuthShown) or not material.due(found, self._clock()):
+        auth = stored.shown.auth
+        if found is None or not isinstance(auth, OAuthShown) or auth.refresh is None:
             return found
-        renewed = await self._renewal.renew(stored, found.version, why="due")
+        now = self._clock()
+        if not material.due(found, now):
+            return found
+        end = material.expires_at(found)
+        try:
+            # While the old token is good nobody waits long for a new one; it goes on being fetched.
+            async with asyncio.timeout(_PATIENCE_S if end is not None and end > now else None):
+                renewed = await self._renewal.renew(stored, found.version, why="due")
+        except TimeoutError:
+            return found
         if renewed.version is None:
             return None
         if renewed.version <= found.version:
-            # It may be good a while yet, and whether it is, the server knows best.
+            # Whether it is still good the server knows best.
             return found
         return await self._read(session_id, stored, fresh=True)
 
@@ -123,6 +126,19 @@ class Source:
             for stored in (await self._directory.vault(vault_id)).by_key.values()
             if isinstance(stored.shown.auth, VariableShown)
         ]
+
+
+def _injection(stored: Stored, found: Material) -> Injection:
+    token = material.token_of(found)
+    if token is None:
+        raise SecretMissing(f"{stored.shown.id} holds no token that a header can carry: whatever wrote it went wrong")
+    return Injection(
+        header=_HEADER,
+        value=Secret(f"Bearer {token.reveal()}"),
+        credential_id=stored.shown.id,
+        version=found.version,
+        secrets=(token, *material.all_secrets(found)),
+    )
 
 
 def _variable(session_id: str, stored: Stored, auth: VariableShown, found: Material) -> EnvCredential:

@@ -1,7 +1,7 @@
 """The normal form of an MCP server's URL, by which credentials are found. No I/O here.
 
-Scheme and host in lower case, without default port and without trailing slashes. Path, query, subdomain and any other port must
-be the same: they are where one tenant ends and the next begins.
+Scheme and host in lower case, without default port and trailing slashes. Path, query, subdomain and any other port
+must be the same: they are where one tenant ends and the next begins.
 """
 
 import re

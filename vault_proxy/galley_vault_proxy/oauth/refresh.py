@@ -90,6 +90,10 @@ class Refresher:
         if why == "refused" and self._is_fresh(credential_id, seen_version):
             return Renewed(seen_version, None)
         task = self._running.get(credential_id)
+        if task is None and why == "due" and await self._failed_lately(credential_id, seen_version):
+            # Every request of a session comes by here: it must not cost a look into the store.
+            return Renewed(seen_version, None)
+        task = self._running.get(credential_id)
         if task is None:
             work = self._answered(stored, seen_version, why)
             task = self._running[credential_id] = self._tasks.create_task(work, name=f"refresh-{credential_id}")
@@ -120,9 +124,7 @@ class Refresher:
             if current.version > seen:
                 await self._tell(stored, current)
                 return Renewed(current.version, None)
-            if why != "asked" and await state.read(
-                lambda db: rows.failed_until(db, credential_id, seen, clock())  # run before the next turn
-            ):
+            if why != "asked" and await self._failed_lately(credential_id, seen):
                 return Renewed(seen, None)
             now = clock()
             if await state.write(lambda db: rows.take_refresh(db, credential_id, holder, now, now + _HELD)):  # noqa: B023
@@ -130,14 +132,15 @@ class Refresher:
             if time.monotonic() > give_up:
                 return Renewed(seen, None)
             await asyncio.sleep(_LOOK_S)
-        failed: tuple[int, datetime] | None = None
+        failed_until: datetime | None = None
         try:
             outcome = await self._held(stored, seen, why)
-            if outcome.hold_off is not None:
-                failed = (seen, clock() + outcome.hold_off)
+            failed_until = None if outcome.hold_off is None else clock() + outcome.hold_off
             return outcome.renewed
         finally:
-            await asyncio.shield(state.write(lambda db: rows.leave_refresh(db, credential_id, holder, failed)))
+            await asyncio.shield(
+                state.write(lambda db: rows.leave_refresh(db, credential_id, holder, seen, failed_until))
+            )
 
     async def _held(self, stored: Stored, seen: int, why: Reason) -> _Outcome:
         """Nobody else refreshes this credential now. Whoever did before has stored what came of it."""
@@ -148,14 +151,13 @@ class Refresher:
         if current.version > seen:
             await self._tell(fresh, current)
             return _Outcome(Renewed(current.version, None))
-        if why != "asked" and await self._ground.state.read(
-            lambda db: rows.failed_until(db, stored.shown.id, seen, self._ground.clock())
-        ):
+        if why != "asked" and await self._failed_lately(stored.shown.id, seen):
             return _Outcome(Renewed(seen, None))
         auth = fresh.shown.auth
         refresh = auth.refresh if isinstance(auth, OAuthShown) else None
         if refresh is None or material.REFRESH not in current.fields:
-            return _Outcome(Renewed(seen, RefreshAttemptShown(status="no_refresh_token", http_response=None)))
+            attempt = RefreshAttemptShown(status="no_refresh_token", http_response=None)
+            return _Outcome(Renewed(seen, attempt), _FOR_GOOD)
         await self._ground.audit.ready()
         return await self._attempt(fresh, refresh, current)
 
@@ -222,6 +224,10 @@ class Refresher:
             lambda db: credential_rows.note_version(db, stored.shown.id, current.version, end)
         )
         self._ground.directory.forget(stored.shown.vault_id)
+
+    async def _failed_lately(self, credential_id: str, version: int) -> bool:
+        now = self._ground.clock()
+        return await self._ground.state.read(lambda db: rows.failed_until(db, credential_id, version, now))
 
     def _is_fresh(self, credential_id: str, version: int) -> bool:
         known, at = self._fresh.get(credential_id, (0, 0.0))

@@ -124,6 +124,7 @@ def failed_until(db: sqlite3.Connection, credential_id: str, version: int, now: 
 
 def take_refresh(db: sqlite3.Connection, credential_id: str, holder: str, now: datetime, until: datetime) -> bool:
     """Become the one that refreshes. False: somebody else is. A holder that died is one whose time is over."""
+    db.execute("DELETE FROM oauth_refreshes WHERE credential_id NOT IN (SELECT id FROM credentials)")
     return (
         db.execute(
             "INSERT INTO oauth_refreshes (credential_id, holder, held_until) VALUES (?, ?, ?) "
@@ -135,17 +136,17 @@ def take_refresh(db: sqlite3.Connection, credential_id: str, holder: str, now: d
     )
 
 
-def leave_refresh(db: sqlite3.Connection, credential_id: str, holder: str, failed: tuple[int, datetime] | None) -> None:
-    """`failed`: the version that could not be refreshed, and until when not to try it again."""
-    if failed is None:
-        db.execute("DELETE FROM oauth_refreshes WHERE credential_id = ? AND holder = ?", (credential_id, holder))
-        return
-    version, until = failed
-    db.execute(
-        "UPDATE oauth_refreshes SET held_until = 0, failed_version = ?, failed_until = ? "
-        "WHERE credential_id = ? AND holder = ?",
-        (version, milliseconds(until), credential_id, holder),
-    )
+def leave_refresh(
+    db: sqlite3.Connection, credential_id: str, holder: str, version: int, failed_until: datetime | None
+) -> None:
+    """Let others. `failed_until`: this version could not be refreshed, and until when not to try it again."""
+    mine = (credential_id, holder)
+    db.execute("UPDATE oauth_refreshes SET held_until = 0 WHERE credential_id = ? AND holder = ?", mine)
+    if failed_until is not None:
+        db.execute(
+            "UPDATE oauth_refreshes SET failed_version = ?, failed_until = ? WHERE credential_id = ? AND holder = ?",
+            (version, milliseconds(failed_until), *mine),
+        )
 
 
 def _login(row: Sequence[object]) -> Login:

@@ -110,7 +110,10 @@ def _authenticated(client: Client, form: Mapping[str, str]) -> tuple[dict[str, s
         case "client_secret_basic":
             # RFC 6749, section 2.3.1: each part is form-encoded first.
             pair = f"{quote_plus(client.client_id)}:{quote_plus(secret)}"
-            return dict(form), {"authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+            # Said in the form too: the servers of MCP's own SDK look for it there.
+            return {**form, "client_id": client.client_id}, {
+                "authorization": "Basic " + base64.b64encode(pair.encode()).decode()
+            }
 
 
 def _meaning(answer: Answer, now: datetime, hide: Collection[Secret]) -> Tokens | Refused:
