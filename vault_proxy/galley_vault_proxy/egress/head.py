@@ -199,6 +199,8 @@ def _password(coded: str) -> str:
         _, _, password = base64.b64decode(coded, validate=True).decode("latin-1").partition(":")
     except (binascii.Error, ValueError):
         raise GrantRefused("malformed") from None
+    if not password:
+        raise GrantRefused("malformed")
     return password
 
 
