@@ -5,7 +5,6 @@ import string
 
 import pytest
 from galley_vault_proxy.errors import InvalidRequest
-from galley_vault_proxy.ids import new_id
 from galley_vault_proxy.store.names import VAULT_NAME, check_path, credential_name, id_of, role_name, vault_name
 
 ODD = [
@@ -30,7 +29,7 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("made", [new_id("vlt"), "a", "Z" * 40, *ODD])
+@pytest.mark.parametrize("made", ["vlt_01K0000000000000000000000A", "a", "Z" * 40, *ODD])
 def test_a_name_is_plain_and_gives_its_id_back(made: str) -> None:
     assert re.fullmatch(r"vlt-[a-z0-9]{1,64}", vault_name(made))
     assert id_of(vault_name(made)) == made
