@@ -4,6 +4,8 @@
 
 VENV ?= .venv
 PYTEST_ARGS ?=
+# Most tests wait for processes and sandboxes of their own: more workers than cores are the faster.
+WORKERS ?= 4
 export VENV
 
 help:
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed-run
 	@$(VENV)/bin/galley demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .
