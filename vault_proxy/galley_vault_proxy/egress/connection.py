@@ -230,9 +230,9 @@ class Connection:
     async def _first_bytes(self, first: bytes, *, silent_s: float) -> bytes:
         """As much as tells what the connection speaks; nothing when the client waits for the server."""
         try:
-            async with asyncio.timeout(HEAD_S if first else silent_s):
+            async with asyncio.timeout(silent_s):
                 first = first or await self._client.read()
-            async with asyncio.timeout(HEAD_S):
+            async with asyncio.timeout(silent_s):
                 while first and not is_tls(first) and len(first) < _LONGEST_START and _may_be_http(first):
                     data = await self._client.read()
                     if not data:
