@@ -15,8 +15,7 @@ GalleyError
     ├── AppendConflict      something arrived since the state was folded: fold and decide again
     ├── LeaseLost           another epoch owns the session: stop
     ├── AlreadyAnswered     a repeatable call has its answer: nothing was done, give that answer again
-    ├── ChainBroken         a row, or the head, is not what was written
-    └── Lagged              a reader fell too far behind: read again from its cursor
+    └── ChainBroken         a row, or the head, is not what was written
 
 What goes wrong in a sandbox is in `galley_sandbox.errors`, a tree of its own.
 
@@ -132,11 +131,3 @@ class ChainBroken(LogError):
         super().__init__(f"{session_id}: row {seq}: {reason}")
         self.seq = seq
         self.reason = reason
-
-
-class Lagged(LogError):
-    """A reader was too slow for its bounded buffer. Nothing is lost: it can go on from `cursor`."""
-
-    def __init__(self, session_id: str, *, cursor: str) -> None:
-        super().__init__(f"this reader of {session_id} fell too far behind: go on from {cursor}")
-        self.cursor = cursor

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 import pytest
-from galley_server.errors import Lagged, Unavailable
+from galley_server.errors import Unavailable
 from galley_server.http.sse import HEARTBEAT, OPENING
 from galley_server.http.stream import EventStream, Pace
 from starlette.types import Message
@@ -151,13 +151,6 @@ async def test_a_silent_stream_lets_go_of_a_reader_that_takes_no_heartbeat() -> 
     source, reader = Source(), Reader(reads=False)
     await run(stream(source, pace=Pace(heartbeat_s=0.01, stall_s=0.02)), reader)
     assert source.closed
-
-
-async def test_a_reader_that_fell_behind_is_closed_and_can_resume_from_its_last_id() -> None:
-    reader = Reader()
-    await run(stream(Source(Item("a", cursor="row_4"), then=Lagged("sesn_1", cursor="row_4"))), reader)
-    assert reader.frames() == [b"event: a\nid: row_4\ndata: {}\n\n"]
-    assert reader.ended
 
 
 async def test_a_failing_store_is_told_as_an_error_event() -> None:

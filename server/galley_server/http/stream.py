@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from galley_server.errors import Lagged, RequestError
+from galley_server.errors import RequestError
 from galley_server.http.envelope import InternalError, envelope
 from galley_server.http.sse import HEARTBEAT, OPENING, frame
 
@@ -91,8 +91,6 @@ class EventStream:
                         return
         except TimeoutError:
             raise  # of the reader, who is told of in one place
-        except Lagged as error:
-            logger.info("%s: stream closed: %s", self._request_id, error.message)
         except RequestError as error:
             await self._write(send, frame("error", envelope(error, self._request_id)))
         except Exception:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Generic, Self, TypeVar, cast
 
-from galley_server.errors import Lagged, NotFound
-from galley_server.log.row import Preview, Row, cursor
+from galley_server.errors import NotFound
+from galley_server.log.row import Preview, Row
 from galley_server.log.store import Rows
 
 T_co = TypeVar("T_co", covariant=True)
@@ -17,7 +17,7 @@ _PAGE: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How far one reader may fall behind before its rows end (Lagged) and its previews are shed."""
+    """How much is kept in memory for one reader. What is more is read from the store (rows) or shed (previews)."""
 
     rows: int = 1024
     row_bytes: int = 16 * 1024 * 1024
@@ -28,8 +28,8 @@ class Tail(Generic[T_co]):
     """An async iterator over one session. One task at a time may ask it.
 
     Asking may be cancelled and repeated: nothing is lost by it, so a face can wait with a timeout. It ends when the
-    session is deleted or the log closes. A reader that falls further behind than its bounds gets Lagged, which names
-    the cursor to resume from. Close it, or just let go of it: the log holds its tails weakly.
+    session is deleted or the log closes. A reader that is further behind than its bounds has to wait for the store, and
+    nobody else has to wait for it. Close it, or just let go of it: the log holds its tails weakly.
 
     Previews keep the promises the wire makes: at most one start per event, no delta without its start, nothing after
     the event itself, and what is shed is always the end, so that the deltas delivered are a prefix of the text.
@@ -60,7 +60,6 @@ class Tail(Generic[T_co]):
         self._missed = False
         self._started: dict[str, None] = {}
         self._ended = False
-        self._error: Lagged | None = None
 
     @property
     def wants_previews(self) -> bool:
@@ -75,8 +74,6 @@ class Tail(Generic[T_co]):
                 row = self._history.popleft()
                 self._seq = row.seq
                 return cast(T_co, row)
-            if self._error is not None:
-                raise self._error
             if self._catching_up:
                 await self._read_page()
             elif self._live:
@@ -102,7 +99,7 @@ class Tail(Generic[T_co]):
 
     def offer_rows(self, rows: Iterable[Row]) -> None:
         """Take rows that have just become durable; none means that some were added elsewhere. Never blocks."""
-        if self._ended or self._error is not None:
+        if self._ended:
             return
         known = False
         for row in rows:
@@ -134,11 +131,9 @@ class Tail(Generic[T_co]):
         full = self._live_rows >= self._bounds.rows or self._live_bytes + len(row.body) > self._bounds.row_bytes
         # A single row larger than the bound must still pass.
         if full and self._live_rows:
+            # One append may have more rows than that, so it says nothing about the reader: the store has them all.
             self._drop_live()
-            if self._catching_up:
-                self._missed = True
-            else:
-                self._error = Lagged(self.session_id, cursor=cursor(self._seq))
+            self._catching_up = self._missed = True
             return
         self._live.append(row)
         self._live_rows += 1
