@@ -270,6 +270,16 @@ async def test_two_messages_sent_at_once_are_answered_together() -> None:
         assert len(script.requests[0].messages) == 1
 
 
+async def test_thousands_of_messages_sent_at_once_are_one_turn() -> None:
+    async with played(say("All read.")) as (made, brain, script):
+        for _ in range(2):
+            texts = [TextBlock(text=str(number)) for number in range(1000)]
+            await made.send(brain, *(ev.UserMessage(id=new_id("sevt"), content=(text,)) for text in texts))
+        await made.until("session.status_idle")
+        assert "session.error" not in await made.shown()
+        assert sum(len(request.messages[0].content) for request in script.requests[:1]) == 2000
+
+
 async def test_a_message_sent_during_a_turn_is_taken_at_the_next_request() -> None:
     held = Hold(at=1)
     async with played(Reply((Text("First."),), fault=held), say("Second.")) as (made, brain, script):
@@ -533,13 +543,18 @@ async def test_a_fault_of_a_tool_driver_leaves_the_session_answerable() -> None:
     async def broken(tool_call: ToolCall) -> ToolOutcome:
         raise RuntimeError("a bug in a driver")
 
-    async with played(call("bash", command="x"), say("I see."), work=broken) as (made, brain, script):
+    again = [call("bash", command="x"), say("I see."), call("bash", command="x")]
+    async with played(*again, work=broken) as (made, brain, script):
         await made.say(brain, "go")
         await made.until("session.status_idle")
         assert "unknown_error" in str(await made.bodies("session.error"))
         await made.say(brain, "and now?")
         await made.until("session.status_idle", times=2)
         assert "may have run" in str(script.requests[1].body)
+        # A second fault soon after is told like the first.
+        await made.say(brain, "once more")
+        await made.until("session.status_idle", times=3)
+        assert (await made.shown()).count("session.error") == 2
 
 
 async def test_a_message_that_was_acknowledged_just_before_a_crash_is_answered() -> None:

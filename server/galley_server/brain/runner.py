@@ -82,6 +82,7 @@ class Runner:
         self._at = workplace
         self._on_rest = on_rest
         self._woken = False
+        self._crashed = False
         # Calls whose dispatch this very runner logged with them: they are known not to have been sent.
         self._unsent: set[str] = set()
 
@@ -89,7 +90,6 @@ class Runner:
         self._woken = True
 
     async def run(self) -> None:
-        failures = 0
         while True:
             again = False
             try:
@@ -104,8 +104,9 @@ class Runner:
             except* Exception:
                 # The task boundary: one session's fault must not end the others.
                 logger.exception("%s: the runner failed", self._session_id)
-                failures += 1
-                again = await self._report_crash() if failures == 1 else False
+                # Once per turn: a fault that comes back before the session rests would be told for ever.
+                again = not self._crashed and await self._report_crash()
+                self._crashed = True
                 if not again:
                     self._on_rest(self._session_id)
             if not again:
@@ -117,6 +118,7 @@ class Runner:
             step = decide(lease.state, now=datetime.now(UTC), max_rounds=self._at.max_rounds)
             match step:
                 case Rest():
+                    self._crashed = False
                     if not await lease.news(self._at.linger_s) and await self._may_leave(lease):
                         return
                 case Wait(until=until):
