@@ -15,6 +15,7 @@ from galley_server.wire.query import ModelQuery
 from galley_server.wire.session_request import mount_path
 
 AT = datetime(2026, 11, 23, 8, 0, 0, 412_345, UTC)
+LATEST = datetime.max.replace(tzinfo=UTC)
 
 
 def test_a_cursor_comes_back_as_it_went() -> None:
@@ -25,7 +26,18 @@ def test_a_cursor_comes_back_as_it_went() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "page_", "page_!!", "page_bm90IGpzb24", cursor.encode("agents", 1), cursor.encode("files", "1"), "page_W10"],
+    [
+        *[
+            "",
+            "page_",
+            "page_!!",
+            "page_bm90IGpzb24",
+            cursor.encode("agents", 1),
+            cursor.encode("files", "1"),
+            "page_W10",
+        ],
+        *[cursor.encode("files", -1), cursor.encode("files", 10**30)],
+    ],
 )
 def test_a_cursor_of_another_list_or_none_at_all_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match=r"^page: not a cursor of this list"):
@@ -44,6 +56,7 @@ def test_bounds_of_a_list_compare_times_as_they_are_shown(offset_us: int) -> Non
 def test_a_bound_between_two_shown_times_divides_them() -> None:
     assert first_shown_as(AT) == floor(AT) + timedelta(milliseconds=1)
     assert last_shown_as(AT) == floor(AT) + timedelta(microseconds=999)
+    assert first_shown_as(LATEST) == last_shown_as(LATEST) == LATEST
 
 
 @pytest.mark.parametrize(

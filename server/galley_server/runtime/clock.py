@@ -11,6 +11,7 @@ Clock: TypeAlias = Callable[[], datetime]
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_LATEST: Final = datetime.max.replace(tzinfo=UTC)
 
 
 def floor(at: datetime) -> datetime:
@@ -23,9 +24,9 @@ def now() -> datetime:
 
 def last_shown_as(at: datetime) -> datetime:
     """The last moment that is shown as `at` is shown, or earlier: the bound of "at most" and of "more than"."""
-    return floor(at) + _MILLISECOND - _MICROSECOND
+    return floor(at) + (_MILLISECOND - _MICROSECOND)  # in this order, the last moment of all is one too
 
 
 def first_shown_as(at: datetime) -> datetime:
     """The first moment that is shown as `at`, or later: the bound of "at least" and of "less than"."""
-    return at if at == floor(at) else floor(at) + _MILLISECOND
+    return at if at == floor(at) or _LATEST - at < _MILLISECOND else floor(at) + _MILLISECOND

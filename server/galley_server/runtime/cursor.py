@@ -3,8 +3,12 @@
 import base64
 import binascii
 import json
+from typing import Final
 
 from galley_server.errors import InvalidRequest
+
+_MAX: Final = 1 << 53
+"""More than any row number, and than the microseconds of any time until 2255: a larger one is not of our making."""
 
 
 def encode(kind: str, *parts: str | int) -> str:
@@ -22,6 +26,7 @@ def decode(text: str, kind: str, *types: type[str] | type[int]) -> tuple[str | i
             and len(found) == len(types) + 1
             and found[0] == kind
             and all(type(part) is expected for part, expected in zip(found[1:], types, strict=True))
+            and all(0 <= part <= _MAX for part in found[1:] if isinstance(part, int))
         ):
             return tuple(found[1:])
     except (binascii.Error, ValueError, RecursionError):
