@@ -87,6 +87,17 @@ async def test_all_events_of_a_request_are_taken_or_none(kitchen: Kitchen) -> No
     assert kitchen.notes.woken == []
 
 
+async def test_many_answers_at_once_are_all_taken(kitchen: Kitchen) -> None:
+    session = await kitchen.session()
+    calls = [await kitchen.call(session.id, custom=True) for _ in range(40)]
+    await kitchen.idle(session.id, ev.RequiresAction(event_ids=tuple(calls)))
+    async with asyncio.TaskGroup() as tasks:
+        for call_id in calls:
+            tasks.create_task(send(kitchen, session, answer(call_id)))
+    assert len(await listed(kitchen, session, types=["user.custom_tool_result"])) == 40
+    assert (await kitchen.runtime.sessions.retrieve(session.id)).status == "running"
+
+
 async def test_an_unknown_session_takes_no_events(kitchen: Kitchen) -> None:
     with pytest.raises(NotFound):
         await kitchen.runtime.events.send("sesn_x", events(message()))

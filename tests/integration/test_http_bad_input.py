@@ -271,7 +271,7 @@ async def test_what_does_not_exist_is_not_found(
     refused(await client.request(method, known.fill(path)), 404, "not_found_error", "")
 
 
-@pytest.mark.parametrize("cursor", ["row_x", "row_-1", "row_99999999999", "sevt_none", "nonsense", "row_1 "])
+@pytest.mark.parametrize("cursor", ["row_x", "row_-1", "row_999", "row_99999999999", "sevt_none", "nonsense", "row_1 "])
 async def test_a_cursor_the_session_does_not_have_is_refused(
     client: httpx2.AsyncClient, known: Known, cursor: str
 ) -> None:

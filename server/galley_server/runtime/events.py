@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, TypeAlias
+from weakref import WeakValueDictionary
 
 from galley_server.brain.drafts import event_draft, running
 from galley_server.errors import AppendConflict, Conflict, InvalidRequest, NotFound, Unavailable
@@ -77,6 +78,7 @@ class Events:
         self._files = files
         self._clock = clock
         self._views = SessionViews(log)
+        self._checking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def send(
         self, session_id: str, events: Sequence[AnyClientEvent], *, once: Idempotency | None = None
@@ -91,7 +93,9 @@ class Events:
             if all(_is_free(event) for event in events):
                 rows = await self._log.append(session_id, drafts, guard=_takes_events, remember=kept)
             else:
-                rows = await self._append_checked(session_id, events, drafts, kept)
+                # One after the other: many answers at once would all but one be checked against a state that is past.
+                async with self._checking.setdefault(session_id, asyncio.Lock()):
+                    rows = await self._append_checked(session_id, events, drafts, kept)
             return tuple(show_on_arrival(row) for row in rows[: len(drafts)])
 
         async def again(answer: bytes) -> tuple[ShownEvent, ...]:
@@ -121,7 +125,7 @@ class Events:
     ) -> AsyncGenerator[StreamItem]:
         """Return what happens from now on, or from behind a cursor: from here on nothing is missed.
 
-        The items end with `session.deleted`, or when the server stops. Raises Lagged to a reader that is too slow.
+        The items end with `session.deleted`, or when the server stops.
         """
         head = await self._log.head(session_id)
         seq = head.seq if after is None else await self._position(session_id, after)
@@ -253,11 +257,15 @@ class Events:
 
     async def _position(self, session_id: str, after: str, *, field: str = "after_event_id") -> int:
         try:
-            return await self._log.position(session_id, after)
+            seq = await self._log.position(session_id, after)
         except NotFound:
             raise InvalidRequest(
                 f"{field}: '{after[:80]}' is neither an event of {session_id} nor a cursor like row_12"
             ) from None
+        if seq > (last := (await self._log.head(session_id)).seq):
+            # Waiting for that row would pass over everything until then.
+            raise InvalidRequest(f"{field}: '{after[:80]}' lies ahead of {session_id}, which has {last} rows")
+        return seq
 
     async def _is_deleted(self, session_id: str) -> bool:
         try:
