@@ -83,12 +83,12 @@ async def _bench(
     vault = new_id("vlt")
     async with place.acting() as operator:
         settings = place.settings(await proxy_token(place))
-        await _set_up(operator, vault_name(vault), database)
+        await prepare(operator, vault_name(vault), database)
         async with vault_store(settings, home) as store:
             yield DynamicBench(store, operator, users, vault)
 
 
-async def _set_up(operator: Operator, vault: str, database: str) -> None:
+async def prepare(operator: Operator, vault: str, database: str) -> None:
     mounts = await operator.read("sys/mounts")
     assert mounts is not None
     for engine in ("database", "pki"):

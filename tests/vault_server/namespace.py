@@ -1,6 +1,6 @@
 """One namespace of the test server: its mounts, policies and tokens, and who may do what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from pydantic import JsonValue
@@ -32,7 +32,16 @@ path "sys/capabilities-self" { capabilities = ["update"] }
 
 
 class Namespace:
-    def __init__(self, clock: Callable[[], float]) -> None:
+    """`parent`: the root namespace, whose root tokens are good here too; `others`: all namespaces there are."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        others: Callable[[], Iterable["Namespace"]],
+        parent: "Namespace | None" = None,
+    ) -> None:
+        self._others = others
+        self._parent = parent
         self.tokens = Tokens(clock)
         self.policies: dict[str, str] = {"default": _DEFAULT}
         self.engines: dict[str, Engine] = {}
@@ -70,6 +79,10 @@ class Namespace:
 
     def _authenticated(self, token_id: str | None) -> Token:
         token = self.tokens.living(token_id) if token_id else None
+        if token is None and token_id and self._parent is not None:
+            token = self._parent.tokens.living(token_id)
+            if token is not None and "root" not in token.policies:
+                raise Failure(403, POLICY_DENIED)
         if token is None:
             raise Failure(403, TOKEN_DENIED)
         if token.wraps is not None:
@@ -261,6 +274,9 @@ class Namespace:
             raise Failure(400, "1 error occurred:\n\t* missing accessor\n\n")
         token = self.tokens.by_accessor(accessor)
         if token is None:
+            if any(other.tokens.by_accessor(accessor) is not None for other in self._others()):
+                # And the token lives on.
+                raise Failure(500, "1 error occurred:\n\t* cannot lookup token in different namespace\n\n")
             if what == "revoke-accessor":
                 return Reply(warnings=("No token found with this accessor",))
             raise Failure(400, "1 error occurred:\n\t* invalid accessor\n\n")

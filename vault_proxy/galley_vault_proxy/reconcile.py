@@ -81,7 +81,7 @@ async def compare(vault: Operator, settings: VaultSettings, known: Leases, *, no
 
 
 async def reconcile(
-    settings: VaultSettings, operator: Secret, home: Path, *, repair: bool, say: Callable[[str], None]
+    settings: VaultSettings, operator: Secret, home: Path, *, repair: bool, say: Callable[[str], None], now: float
 ) -> int:
     """Tell the differences, or set them right; return how many there are."""
     if not (home / "state.db").exists():
@@ -92,7 +92,7 @@ async def reconcile(
             Operator.open(settings, operator) as vault,
         ):
             known = Leases(state)
-            found = await compare(vault, settings, known, now=time.time())
+            found = await compare(vault, settings, known, now=now)
             for line in described(found):
                 say(line)
             if repair:
@@ -126,7 +126,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     )
     arguments = parser.parse_args(argv)
     settings, operator = operators_settings(environ)
-    count = asyncio.run(reconcile(settings, operator, home_of(environ), repair=arguments.repair, say=print_line))
+    count = asyncio.run(
+        reconcile(settings, operator, home_of(environ), repair=arguments.repair, say=print_line, now=time.time())
+    )
     if not count:
         print_line("Vault and the state agree")
         return 0

@@ -23,8 +23,10 @@ class Cache:
     def __init__(self, ttl_s: float) -> None:
         self._ttl_s = ttl_s
         self._entries: OrderedDict[tuple[str, SecretRef], _Entry] = OrderedDict()
+        self._readers: dict[SecretRef, set[str]] = {}
         self._age = 0
-        self._forgotten: OrderedDict[SecretRef, int] = OrderedDict()
+        # When a secret was last written, and for those no longer listed the newest of all.
+        self._written: OrderedDict[SecretRef, int] = OrderedDict()
         self._floor = 0
 
     def get(self, session_id: str, ref: SecretRef, now: float) -> Material | None:
@@ -32,7 +34,7 @@ class Cache:
         if entry is None:
             return None
         if entry.until <= now:
-            del self._entries[session_id, ref]
+            self._drop(session_id, ref)
             return None
         self._entries.move_to_end((session_id, ref))
         return entry.material
@@ -43,31 +45,39 @@ class Cache:
 
     def put(self, ticket: Ticket, session_id: str, ref: SecretRef, material: Material, now: float) -> None:
         """Keep an answer, unless the secret was written since its ticket was taken: it may be the old one."""
-        if self._ttl_s <= 0 or self._forgotten.get(ref, self._floor) > ticket:
+        if self._ttl_s <= 0 or max(self._written.get(ref, 0), self._floor) > ticket:
             return
         self._entries[session_id, ref] = _Entry(material, now + self._ttl_s)
         self._entries.move_to_end((session_id, ref))
+        self._readers.setdefault(ref, set()).add(session_id)
         if len(self._entries) > _MOST:
-            self._entries.popitem(last=False)
+            self._drop(*next(iter(self._entries)))
 
     def forget(self, ref: SecretRef) -> None:
         """The secret was written or purged."""
         self._age += 1
-        self._forgotten[ref] = self._age
-        self._forgotten.move_to_end(ref)
-        if len(self._forgotten) > _MOST:
-            self._floor = self._forgotten.popitem(last=False)[1]
-        for key in [key for key in self._entries if key[1] == ref]:
-            del self._entries[key]
+        self._written[ref] = self._age
+        self._written.move_to_end(ref)
+        if len(self._written) > _MOST:
+            self._floor = self._written.popitem(last=False)[1]
+        for session_id in tuple(self._readers.get(ref, ())):
+            self._drop(session_id, ref)
 
     def forget_session(self, session_id: str) -> None:
         for key in [key for key in self._entries if key[0] == session_id]:
-            del self._entries[key]
+            self._drop(*key)
 
     def forget_vault(self, vault_id: str) -> None:
         for key in [key for key in self._entries if key[1].vault_id == vault_id]:
-            del self._entries[key]
+            self._drop(*key)
         # A read of any of its secrets may be on its way, so no ticket of before counts.
         self._age += 1
         self._floor = self._age
-        self._forgotten.clear()
+        self._written.clear()
+
+    def _drop(self, session_id: str, ref: SecretRef) -> None:
+        del self._entries[session_id, ref]
+        readers = self._readers[ref]
+        readers.discard(session_id)
+        if not readers:
+            del self._readers[ref]

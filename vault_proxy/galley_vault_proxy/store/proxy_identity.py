@@ -174,7 +174,7 @@ class ProxyIdentity:
             origin = text_of(answer.part("data"), "creation_path")
             # Whoever swaps the token for one of his own would have us log in as somebody else.
             mount = re.escape(self._settings.auth_mount)
-            if not re.fullmatch(rf"([^/]+/)*auth/{mount}/role/[^/]+/secret-id", origin):
+            if not re.fullmatch(rf"auth/{mount}/role/[^/]+/secret-id", origin):
                 raise StoreUnavailable(f"the wrapping token does not wrap a secret id of auth/{mount}: do not use it")
             answer = await self._client.send(
                 Request("post", "sys/wrapping/unwrap", "unwrap the secret id", token=wrapping)
