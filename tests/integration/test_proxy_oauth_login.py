@@ -1,10 +1,9 @@
 """Logging in to MCP servers: from a URL that a person opens to a credential in the vault."""
 
 import asyncio
-import os
+import contextlib
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from galley_vault_proxy.secret import Secret
 from starlette.responses import JSONResponse
 
 from tests.integration.proxy_credentials_kit import KEY, Broker, broker, everything_below
+from tests.integration.proxy_kit import clean_environment
+from tests.integration.proxy_kit import proxy as running_proxy
 from tests.integration.proxy_oauth_server import Client, Rules, servers
 
 pytestmark = pytest.mark.anyio
@@ -314,29 +315,30 @@ async def test_an_exchange_that_fails_leaves_no_credential(proxy: Broker) -> Non
         assert (await sdk.beta.vaults.credentials.list(vault_id)).data == []
 
 
-def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-
-
-async def test_the_command_prints_the_id(proxy: Broker, tmp_path: Path) -> None:
-    async with servers() as found, AsyncExitStack() as stack:
-        vault_id = await a_vault(proxy)
-        program = "import os, sys; from galley_vault_proxy.oauth.command import main; sys.exit(main(sys.argv[1:], os.environ))"  # noqa: E501
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(("GALLEY_", "VAULT_"))}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", program, found.mcp.url, "--proxy", proxy.url, "--vault", vault_id),
-            env={**environ, "GALLEY_PROXY_KEY": KEY, "GALLEY_PROXY_HOME": str(tmp_path / "other")},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+async def test_the_command_logs_in_at_a_running_proxy(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    environ = {**clean_environment(), "GALLEY_PROXY_KEY": KEY, "GALLEY_PROXY_HOME": str(home)}
+    async with servers() as found, running_proxy(home, environ={"GALLEY_PROXY_ALLOW_NETS": "127.0.0.0/8"}) as proxy:
+        async with proxy.client() as client:
+            vault_id = (await client.post("/v1/vaults", json={"display_name": "Alice"})).json()["id"]
+            words = ("-m", "galley_vault_proxy", "login", found.mcp.url, "--proxy", proxy.url, "--name", "Tracker")
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, *words), env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            )
+            try:
+                assert process.stderr is not None
+                async with asyncio.timeout(30):
+                    url = ""
+                    while not url.startswith("http"):
+                        url = (await process.stderr.readline()).decode().strip()
+                    assert (await found.consent(url)).status_code == 200
+                    out, _ = await process.communicate()
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            shown = (await client.get(f"/v1/vaults/{vault_id}/credentials/{out.decode().strip()}")).json()
+        assert (process.returncode, shown["display_name"], shown["auth"]["mcp_server_url"]) == (
+            0,
+            "Tracker",
+            found.mcp.url,
         )
-        stack.callback(_end, process)
-        assert process.stderr is not None
-        async with asyncio.timeout(20):
-            url = ""
-            while not url.startswith("http"):
-                url = (await process.stderr.readline()).decode().strip()
-            await found.consent(url)
-            out, _ = await process.communicate()
-        assert process.returncode == 0
-        assert out.decode().startswith("vcrd_")

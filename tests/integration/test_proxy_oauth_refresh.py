@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from galley_vault_proxy.credentials.port import Injection
 from galley_vault_proxy.credentials.shapes import CredentialUpdate
+from galley_vault_proxy.errors import SecretMissing
 from galley_vault_proxy.secret import Secret
 from starlette.responses import JSONResponse, Response
 
@@ -356,3 +357,37 @@ async def test_every_refresh_is_audited_without_a_token(proxy: Broker) -> None:
         assert '"action":"credential.refresh","decision":"allow"' in lines.replace(", ", ",").replace(": ", ":")
         assert "invalid_grant" in lines
         assert "planted" not in lines
+
+
+async def test_while_the_old_token_is_good_nobody_waits_long_for_a_new_one(proxy: Broker) -> None:
+    async with servers() as found:
+        at = await case(proxy, found, ends_in=90)
+        proxy.clock.ahead = timedelta(seconds=75)
+        found.auth.hold = asyncio.Event()
+        async with asyncio.timeout(5):
+            assert (await at.ask()).value.reveal() == "Bearer at-old"
+        found.auth.hold.set()
+        assert (await at.ask()).value.reveal() != "Bearer at-old"
+        assert len(found.auth.token_requests) == 1
+
+
+async def test_a_token_that_has_ended_for_good_costs_no_writes(proxy: Broker) -> None:
+    async with servers() as found:
+        at = await case(proxy, found, refresh=False)
+        version = await proxy.state.version()
+        for _ in range(3):
+            assert (await at.ask()).value.reveal() == "Bearer at-old"
+        assert await proxy.state.version() == version
+
+
+async def test_a_secret_written_by_hand_is_trimmed_and_redacted_as_it_was(proxy: Broker) -> None:
+    async with servers() as found:
+        at = await case(proxy, found, ends_in=None)
+        ref = (await proxy.part.credentials.usable(at.vault_id, at.credential_id)).ref
+        await proxy.store.write(ref, {"access_token": Secret("at-by-hand\n")}, expected=None)
+        injection = await at.ask(fresh=True)
+        assert injection.value.reveal() == "Bearer at-by-hand"
+        assert {secret.reveal() for secret in injection.secrets} == {"at-by-hand", "at-by-hand\n"}
+        await proxy.store.write(ref, {"access_token": Secret("two\nlines")}, expected=None)
+        with pytest.raises(SecretMissing, match="no token that a header can carry"):
+            await at.ask(fresh=True)

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -118,6 +119,15 @@ def test_what_is_shown_of_an_answer_holds_no_secret_and_ends_somewhere() -> None
 )  # fmt: skip
 def test_what_looks_like_a_secret_is_not_shown_either(text: str) -> None:
     assert "planted" not in scrubbed(400, "", text.encode(), []).body
+
+
+@pytest.mark.parametrize(
+    "piece", [b"token", b"eyJaaaaaaaa-", b"bearer ", b"secret: ", b"authorization=", b"a\\u0041%25"]
+)
+def test_no_body_takes_long_to_scrub(piece: bytes) -> None:
+    began = time.perf_counter()
+    scrubbed(400, "", piece * (256 * 1024 // len(piece)), [Secret("tok/planted+secret&value")])
+    assert time.perf_counter() - began < 2
 
 
 @pytest.mark.parametrize(

@@ -132,12 +132,15 @@ def _injection(stored: Stored, found: Material) -> Injection:
     token = material.token_of(found)
     if token is None:
         raise SecretMissing(f"{stored.shown.id} holds no token that a header can carry: whatever wrote it went wrong")
+    # Redacted in both spellings, if what is sent is not exactly what is kept.
+    kept = material.all_secrets(found)
+    trimmed = () if any(secret.matches(token.reveal()) for secret in kept) else (token,)
     return Injection(
         header=_HEADER,
         value=Secret(f"Bearer {token.reveal()}"),
         credential_id=stored.shown.id,
         version=found.version,
-        secrets=(token, *material.all_secrets(found)),
+        secrets=(*trimmed, *kept),
     )
 
 

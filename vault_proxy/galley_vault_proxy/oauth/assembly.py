@@ -65,7 +65,7 @@ async def open_credentials(
         ground = Ground(state, store, audit, directory, purger, clock)
         async with Refresher.open(ground, outside) as refresher:
             vaults, credentials = Vaults(ground), Credentials(ground)
-            validator = Validator(credentials, store, refresher, outside, clock)
+            validator = Validator(ground, credentials, refresher, outside)
             logins = Logins(ground, credentials, outside, base_url)
             yield CredentialPart(
                 source=Source(state, store, directory, refresher, clock),

@@ -32,7 +32,7 @@ from galley_vault_proxy.credentials.shapes import (
 )
 from galley_vault_proxy.credentials.urls import server_key
 from galley_vault_proxy.credentials.vaults import Ground, usable
-from galley_vault_proxy.errors import Conflict, InvalidRequest, NotFound, RateLimited, RequestError
+from galley_vault_proxy.errors import Conflict, InvalidRequest, NotFound, RateLimited, RequestError, Unreachable
 from galley_vault_proxy.ids import new_id
 from galley_vault_proxy.oauth import rows
 from galley_vault_proxy.oauth.discovery import Found, Identity, discover, identify
@@ -105,8 +105,13 @@ class Logins:
         Raises NotFound, InvalidRequest, Conflict, RateLimited, AddressRefused, Unreachable, StoreUnavailable.
         """
         await self._require_place(wanted)
-        found = await discover(self._outside, wanted.mcp_server_url, scope=wanted.scope)
-        identity = await self._identity(wanted, found)
+        try:
+            async with asyncio.timeout(_WHOLE_S):
+                found = await discover(self._outside, wanted.mcp_server_url, scope=wanted.scope)
+                identity = await self._identity(wanted, found)
+        except TimeoutError:
+            host = urlsplit(wanted.mcp_server_url).hostname
+            raise Unreachable(f"{host} and its authorization server take too long to answer") from None
         state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(64)
         redirect_uri = self.redirect_uri
         kept = {

@@ -94,12 +94,19 @@ class Outside:
 
 async def _read(response: httpx2.Response, enough: Callable[[bytes], bool] | None) -> tuple[bytes, bool]:
     found = bytearray()
+    seen = 0
     async for part in response.aiter_raw():
         found += part
         if len(found) > MAX_BODY:
             return bytes(found[:MAX_BODY]), False
-        if enough is not None and b"\n\n" in part.replace(b"\r", b"") and enough(bytes(found)):
-            return bytes(found), False
+        if enough is None:
+            continue
+        # Each event is looked at once, however small the pieces that it comes in.
+        end = max(found.rfind(b"\n\n", seen), found.rfind(b"\r\n\r\n", seen))
+        if end >= 0:
+            if enough(bytes(found[seen : end + 4])):
+                return bytes(found), False
+            seen = end
     return bytes(found), True
 
 
