@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from blockbuster import blockbuster_ctx
 from galley_vault_proxy.errors import AccessRefused, SessionClosed, StoreUnavailable
 from galley_vault_proxy.secret import Secret
 from galley_vault_proxy.settings import TokenAuth
@@ -246,6 +247,17 @@ async def test_no_token_is_in_the_state(bench: VaultBench) -> None:
     assert token.accessor.encode() in kept
     assert token.id.encode() not in kept
     assert b"of vlt_one" not in kept
+
+
+async def test_nothing_blocks_the_event_loop(bench: VaultBench) -> None:
+    with blockbuster_ctx("galley_vault_proxy"):
+        await bench.read()
+        await bench.store.write(REF, fields(token="t2"), expected=1)
+        assert await bench.read() == "t2"
+        await bench.store.unseal("vlt_one", await bench.store.seal("vlt_one", b"x"))
+        await bench.store.purge(REF)
+        await bench.store.ready()
+        await bench.store.close_session(SESSION)
 
 
 def _files(home: Path) -> bytes:

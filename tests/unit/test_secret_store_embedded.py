@@ -1,20 +1,23 @@
 """The embedded store's file: what lies in it, what a rotation of its key survives, what it refuses."""
 
+import asyncio
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from blockbuster import blockbuster_ctx
+from galley_vault_proxy.cli import rotate_key
 from galley_vault_proxy.errors import AccessRefused, ConfigError, ProxyError, StoreUnavailable
 from galley_vault_proxy.secret import Secret
 from galley_vault_proxy.store.embedded import EmbeddedStore
 from galley_vault_proxy.store.keys import KeyFile
 from galley_vault_proxy.store.port import SecretRef
 from galley_vault_proxy.store.sealing import Keys
-
-pytestmark = pytest.mark.anyio
 
 REF = SecretRef("vlt_one", "vcrd_one")
 CANARY = "canary-6f1f2c9d"
@@ -65,6 +68,7 @@ def _tamper(home: Path, statement: str) -> None:
         assert db.execute(statement).rowcount == 1
 
 
+@pytest.mark.anyio
 async def test_no_secret_is_in_any_file(tmp_path: Path) -> None:
     async with EmbeddedStore.open(tmp_path) as store:
         await _write(store)
@@ -72,6 +76,7 @@ async def test_no_secret_is_in_any_file(tmp_path: Path) -> None:
     assert CANARY.encode() not in _everything(tmp_path)
 
 
+@pytest.mark.anyio
 async def test_every_file_is_the_owners_alone(tmp_path: Path) -> None:
     async with EmbeddedStore.open(tmp_path) as store:
         await _write(store)
@@ -80,6 +85,7 @@ async def test_every_file_is_the_owners_alone(tmp_path: Path) -> None:
     assert set(modes.values()) == {0o600}
 
 
+@pytest.mark.anyio
 async def test_a_purge_leaves_no_ciphertext_behind(tmp_path: Path) -> None:
     async with EmbeddedStore.open(tmp_path) as store:
         for number in range(40):
@@ -93,6 +99,7 @@ async def test_a_purge_leaves_no_ciphertext_behind(tmp_path: Path) -> None:
         assert not [number for number in range(40) if sealed[number][:64] in left]
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     "change",
     [
@@ -113,6 +120,7 @@ async def test_a_ciphertext_is_bound_to_its_place_and_version(tmp_path: Path, ch
             await store.read_own(REF)
 
 
+@pytest.mark.anyio
 async def test_a_rotation_keeps_every_secret_and_forgets_the_old_key(tmp_path: Path) -> None:
     async with EmbeddedStore.open(tmp_path) as store:
         await _write(store)
@@ -130,6 +138,7 @@ async def test_a_rotation_keeps_every_secret_and_forgets_the_old_key(tmp_path: P
         assert (await _token(store), await store.unseal("vlt_one", sealed)) == (CANARY, b"state")
 
 
+@pytest.mark.anyio
 async def test_a_stolen_old_key_opens_nothing_after_a_rotation(tmp_path: Path) -> None:
     async with EmbeddedStore.open(tmp_path) as store:
         await _write(store)
@@ -141,6 +150,7 @@ async def test_a_stolen_old_key_opens_nothing_after_a_rotation(tmp_path: Path) -
             pass
 
 
+@pytest.mark.anyio
 async def test_another_process_goes_on_reading_and_writing_through_rotations(tmp_path: Path) -> None:
     async with EmbeddedStore.open(tmp_path) as store, EmbeddedStore.open(tmp_path) as other:
         await _write(store)
@@ -151,6 +161,7 @@ async def test_another_process_goes_on_reading_and_writing_through_rotations(tmp
         assert await _token(store) == "by other 2"
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("dies_at", [1, 2])
 async def test_a_rotation_cut_off_loses_nothing_and_is_finished_by_the_next_start(tmp_path: Path, dies_at: int) -> None:
     async with EmbeddedStore.open(tmp_path) as store:
@@ -163,6 +174,7 @@ async def test_a_rotation_cut_off_loses_nothing_and_is_finished_by_the_next_star
     assert len((tmp_path / "store_key").read_text().splitlines()) == 1
 
 
+@pytest.mark.anyio
 async def test_a_rotation_cut_off_before_the_file_was_sealed_anew_is_finished(tmp_path: Path) -> None:
     async with EmbeddedStore.open(tmp_path) as store:
         await _write(store)
@@ -175,6 +187,7 @@ async def test_a_rotation_cut_off_before_the_file_was_sealed_anew_is_finished(tm
     assert old.active not in (tmp_path / "store_key").read_text()
 
 
+@pytest.mark.anyio
 async def test_two_processes_that_make_the_store_together_share_its_key(tmp_path: Path) -> None:
     async with EmbeddedStore.open(tmp_path) as one, EmbeddedStore.open(tmp_path) as two:
         await _write(one)
@@ -201,6 +214,7 @@ def _another(path: Path) -> None:
     KeyFile(path).save(Keys.new())
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("harm", [_delete, _cut, _empty, _open_up, _another])
 async def test_a_key_that_cannot_be_the_right_one_is_refused_at_the_start(
     tmp_path: Path, harm: Callable[[Path], None]
@@ -215,6 +229,7 @@ async def test_a_key_that_cannot_be_the_right_one_is_refused_at_the_start(
     assert key[:16] not in str(caught.value)
 
 
+@pytest.mark.anyio
 async def test_a_hand_over_ends_with_its_time(tmp_path: Path) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -227,6 +242,7 @@ async def test_a_hand_over_ends_with_its_time(tmp_path: Path) -> None:
             await store.unwrap(REF, token)
 
 
+@pytest.mark.anyio
 async def test_a_purge_takes_back_what_was_to_be_handed_over(tmp_path: Path) -> None:
     async with EmbeddedStore.open(tmp_path) as store:
         await _write(store)
@@ -237,6 +253,7 @@ async def test_a_purge_takes_back_what_was_to_be_handed_over(tmp_path: Path) -> 
             await store.unwrap(REF, token)
 
 
+@pytest.mark.anyio
 async def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "secrets.db").write_text("my shopping list, and a bit more so that it is no short read")
     with pytest.raises(ProxyError):
@@ -248,3 +265,89 @@ async def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path) -> None:
 def test_keys_do_not_print() -> None:
     keys = Keys.new()
     assert keys.by_id[keys.active].hex() not in f"{keys!r} {keys}"
+
+
+class MemoryRing(ModuleType):
+    """A keyring as the `keyring` package shows one."""
+
+    def __init__(self) -> None:
+        super().__init__("keyring")
+        self.kept: dict[tuple[str, str], str] = {}
+        self.locked = False
+
+    def get_password(self, service: str, user: str) -> str | None:
+        if self.locked:
+            raise RingError
+        return self.kept.get((service, user))
+
+    def set_password(self, service: str, user: str, password: str) -> None:
+        if self.locked:
+            raise RingError
+        self.kept[service, user] = password
+
+
+class RingError(Exception):
+    pass
+
+
+@pytest.fixture
+def ring(monkeypatch: pytest.MonkeyPatch) -> MemoryRing:
+    made, errors = MemoryRing(), ModuleType("keyring.errors")
+    errors.KeyringError = RingError  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "keyring", made)
+    monkeypatch.setitem(sys.modules, "keyring.errors", errors)
+    return made
+
+
+@pytest.mark.anyio
+async def test_the_key_may_lie_in_the_keyring_and_in_no_file(tmp_path: Path, ring: MemoryRing) -> None:
+    async with EmbeddedStore.open(tmp_path, key="keyring") as store:
+        await _write(store)
+        await store.rotate()
+    async with EmbeddedStore.open(tmp_path, key="keyring") as store:
+        assert await _token(store) == CANARY
+    ((place, kept),) = ring.kept.items()
+    assert place == ("galley-vault-proxy", str(tmp_path))
+    assert kept.split()[1].encode() not in _everything(tmp_path)
+
+
+@pytest.mark.anyio
+async def test_a_locked_keyring_is_named_with_what_helps(tmp_path: Path, ring: MemoryRing) -> None:
+    ring.locked = True
+    with pytest.raises(ConfigError, match="GALLEY_PROXY_STORE_KEY=file"):
+        async with EmbeddedStore.open(tmp_path, key="keyring"):
+            pass
+
+
+@pytest.mark.anyio
+async def test_a_keyring_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "keyring", None)
+    with pytest.raises(ConfigError, match=r"pip install 'galley-agents\[keyring\]'"):
+        async with EmbeddedStore.open(tmp_path, key="keyring"):
+            pass
+
+
+@pytest.mark.anyio
+async def test_nothing_blocks_the_event_loop(tmp_path: Path) -> None:
+    with blockbuster_ctx():
+        async with EmbeddedStore.open(tmp_path) as store:
+            await _write(store)
+            await store.rotate()
+            assert await _token(store) == CANARY
+            await store.purge(REF)
+
+
+def test_rotating_the_key_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    environ = {"GALLEY_PROXY_HOME": str(tmp_path)}
+    with pytest.raises(ConfigError, match="GALLEY_PROXY_HOME"):
+        rotate_key.main([], environ)
+    asyncio.run(_write_one(tmp_path))
+    assert rotate_key.main([], environ) == 0
+    assert capsys.readouterr().out.startswith("1 secrets are sealed with the new key")
+    with pytest.raises(ConfigError, match="VAULT_ADDR"):
+        rotate_key.main([], {**environ, "VAULT_ADDR": "http://127.0.0.1:1", "VAULT_TOKEN": "t"})
+
+
+async def _write_one(home: Path) -> None:
+    async with EmbeddedStore.open(home) as store:
+        await _write(store)
