@@ -29,8 +29,15 @@ class SocketStream:
         return await self._reader.read(_READ)
 
     async def write(self, data: bytes) -> None:
-        self._writer.write(data)
-        await self._writer.drain()
+        await send(self._writer, data)
+
+
+async def send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Write to a connection that may have broken since: asyncio says so with OSError, uvloop with RuntimeError."""
+    if writer.transport.is_closing():
+        raise ConnectionResetError("the connection is closed")
+    writer.write(data)
+    await writer.drain()
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from galley_sandbox.docker.failures import NO_ENGINE
 from galley_sandbox.errors import SandboxLost, SandboxUnavailable
+from galley_sandbox.stream import send
 from galley_sandbox.threads import to_end
 
 if TYPE_CHECKING:
@@ -133,5 +134,4 @@ class ExecStream:
         return data
 
     async def write(self, data: bytes) -> None:
-        self._writer.write(data)
-        await self._writer.drain()
+        await send(self._writer, data)
