@@ -16,7 +16,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     made = asyncio.run(backup(files.database, chosen.file, key_of(files)))
     sys.stdout.write(
         f"{made.path}: {made.sessions} sessions, {made.size:,} bytes, every chain verified\n"
-        f"The key of the log is not in it: keep a copy of {files.chain_key} in another place.\n"
+        f"Not in it, so keep copies: the key of the log, {files.chain_key} (in another place), and the contents of "
+        f"uploaded files, {files.uploads}.\n"
     )
     return 0
 
