@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from galley_sandbox.channels import MAX_TUNNELS
 from galley_sandbox.errors import CallRefused, SandboxLost
+from galley_sandbox.hand.files import ROOTS
 from galley_sandbox.port import Hand, Sandbox, Tunnel
 from galley_sandbox.way_out import (
     AUTHORITY,
@@ -226,13 +227,15 @@ async def test_a_sandbox_is_equipped_and_its_token_renewed_in_place(hand: Hand) 
     assert again.text == f"600\ngalley1.second\nhttp://galley:galley1.second@127.0.0.1:{way.ports[EGRESS]}"
 
 
-async def test_the_bundle_holds_what_the_image_trusts_and_the_authority(hand: Hand) -> None:
+async def test_the_bundle_holds_what_the_image_trusts_and_the_authority(backend: str, hand: Hand) -> None:
     await equip(hand, WayOut(await hand.listen(PORTS), "galley1.t", PEM))
     counts = await bash(hand, f"grep -c BEGIN {AUTHORITY}; grep -c BEGIN {BUNDLE}; tail -n 3 {BUNDLE}")
     own, all_of_them, *last = counts.text.split("\n")
     assert (own, "\n".join(last) + "\n") == ("1", PEM.decode())
-    has_roots = (await bash(hand, "ls /etc/ssl/certs/ca-certificates.crt >/dev/null 2>&1 && echo yes")).text == "yes"
-    assert (int(all_of_them) > 100) == has_roots
+    found = (await bash(hand, f"cat {' '.join(ROOTS)} 2>/dev/null | grep -c BEGIN")).text
+    assert (int(all_of_them) > 1) == (not found.startswith("0"))
+    if backend == "bubblewrap" and Path(ROOTS[0]).exists():  # noqa: ASYNC240
+        assert int(all_of_them) > 50  # what this machine trusts, its sandboxes do
 
 
 async def test_forwarded_connections_greet_the_door_first(hand: Hand, tmp_path: Path) -> None:
@@ -253,7 +256,7 @@ async def test_forwarded_connections_greet_the_door_first(hand: Hand, tmp_path: 
         assert (await bash(hand, f"python3 talk.py {ports[EGRESS]} 1")).text == "7"
         assert await heard.get() == b"HELLO\n0"
         # A door that nobody answers at is a closed connection, and the others go on.
-        assert (await bash(hand, f"python3 talk.py {ports[MCP]} 1 2>&1 | tail -n 1")).text is not None
+        assert "0" not in (await bash(hand, f"python3 talk.py {ports[MCP]} 1 2>/dev/null")).text
         assert (await bash(hand, f"python3 talk.py {ports[EGRESS]} 1")).text == "7"
         task.cancel()
 

@@ -41,6 +41,7 @@ for group in $groups; do echo $$ > "$group/cgroup.procs"; done
 """
 
 _SYSTEM_DIRS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_DIRS = ("etc", "etc/ssl", "etc/pki", "etc/pki/tls", "etc/pki/ca-trust", "home", "mnt", "opt", "run", "var")
 _ETC = (
     "alternatives",
     "ca-certificates",
@@ -131,7 +132,7 @@ def arguments(plan: Plan) -> list[str]:
 
 def _file_system(plan: Plan) -> list[str]:
     # Made here and not on the way to what is below them, which would leave them open to the hand alone.
-    args = [word for name in ("etc", "home", "mnt", "opt", "run", "var") for word in ("--dir", f"/{name}")]
+    args = [word for name in _DIRS for word in ("--dir", f"/{name}")]
     args += ["--ro-bind", "/usr", "/usr"]
     for entry in plan.system:
         if entry.link is None:
