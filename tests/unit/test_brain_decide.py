@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-
 from galley_server.brain.decide import (
     CallModel,
     CloseRequest,
