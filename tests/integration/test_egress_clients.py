@@ -177,11 +177,16 @@ const http = require("http"), https = require("https"), tls = require("tls");
 const proxy = new URL(process.env.HTTPS_PROXY);
 const authorization = "Basic " + Buffer.from(proxy.username + ":" + proxy.password).toString("base64");
 http.request({{host: proxy.hostname, port: proxy.port, method: "CONNECT", path: "{HOST}:{inside.api.port}",
-  headers: {{"Host": "{HOST}:{inside.api.port}", "Proxy-Authorization": authorization}}}}).on("connect", (answer, socket) => {{
-  const secure = tls.connect({{socket, servername: "{HOST}"}});
-  https.get({{host: "{HOST}", port: {inside.api.port}, path: "/node", createConnection: () => secure, agent: false,
-    headers: {{"X-Key": process.env.API_KEY}}}}, (answer) => {{
-      console.log(answer.statusCode); answer.resume(); answer.on("end", () => process.exit(0)); }});
+  headers: {{"Host": "{HOST}:{inside.api.port}", "Proxy-Authorization": authorization}},
+}}).on("connect", (answer, socket) => {{
+  const agent = new https.Agent();
+  agent.createConnection = () => tls.connect({{socket, servername: "{HOST}"}});
+  const headers = {{"X-Key": process.env.API_KEY}};
+  https.get({{host: "{HOST}", port: {inside.api.port}, path: "/node", agent, headers}}, (answer) => {{
+    console.log(answer.statusCode);
+    answer.resume();
+    answer.on("end", () => process.exit(0));
+  }});
 }}).end();
 """
     await put(inside.hand, "/workspace/ask.cjs", script.encode())
