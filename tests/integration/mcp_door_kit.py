@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import sys
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from starlette.types import ASGIApp
 
 CANARY = "canary-7f3a/9+Qz=secret"
 SERVICE_KEY = Secret("service-key-for-tests")
+EVERYTHING = str(Path(__file__).with_name("mcp_everything_program.py"))
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 
 
@@ -148,6 +150,7 @@ async def open_door(
             key=b"s" * 32,
             closing=closing,
             hosts=frozenset({"127.0.0.1", "localhost"}),
+            stdio=stdio,
             limits=limits,
         ) as door:
             app: ASGIApp = Router(door.routes(), redirect_slashes=False)
@@ -156,6 +159,27 @@ async def open_door(
                 app = await outer(app, opened)
             async with serve(app, host="127.0.0.1", port=port, key=SERVICE_KEY, closing=closing, uds=uds) as address:
                 yield replace(opened, url=f"http://127.0.0.1:{address.port}/mcp")
+
+
+@asynccontextmanager
+async def everything(*options: str) -> AsyncIterator[str]:
+    """The server with everything, in a process of its own; its URL."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-W",
+        "ignore",
+        EVERYTHING,
+        *options,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        port = int(await process.stdout.readline())
+        yield f"http://127.0.0.1:{port}/{'sse' if options[0] == 'sse' else 'mcp'}"
+    finally:
+        process.kill()
+        await process.wait()
 
 
 class Outer:

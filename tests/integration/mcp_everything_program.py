@@ -43,6 +43,7 @@ from mcp_types import (
     UnsubscribeRequestParams,
 )
 from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(32))).decode()
@@ -457,6 +458,7 @@ def main() -> None:
     parser.add_argument("transport", choices=["http", "sse", "stdio"])
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", choices=["legacy", "modern"])
     chosen = parser.parse_args()
     older_methods()
     if chosen.transport == "stdio":
@@ -469,8 +471,26 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", chosen.port))
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    config = uvicorn.Config(stripped(app), log_level="warning", access_log=False)
+    config = uvicorn.Config(stripped(of_one_era(app, chosen.only)), log_level="warning", access_log=False)
     asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
+def of_one_era(app: ASGIApp, era: str | None) -> ASGIApp:
+    """Turn away the other era, each as its servers do."""
+    if era is None:
+        return app
+    wanted = era == "modern"
+    code, why = (-32022, "Unsupported protocol version") if wanted else (-32000, "Bad Request: no valid session")
+    body = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": why}}
+
+    async def one_era(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope.get("headers", ()))
+        if scope["type"] == "http" and (headers.get(b"mcp-protocol-version") == b"2026-07-28") != wanted:
+            await JSONResponse(body, 400)(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return one_era
 
 
 def stripped(app: ASGIApp) -> ASGIApp:

@@ -17,7 +17,7 @@ from galley_vault_proxy.admin.grants import GrantFace
 from galley_vault_proxy.admin.health import HealthFace
 from galley_vault_proxy.admin.sandbox import SandboxFace
 from galley_vault_proxy.audit import Audit
-from galley_vault_proxy.config import read_config
+from galley_vault_proxy.config import read_config, read_protocols
 from galley_vault_proxy.egress.door import EgressDoor
 from galley_vault_proxy.egress.door import Parts as EgressParts
 from galley_vault_proxy.errors import Unavailable
@@ -119,6 +119,8 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
                 key=_derived(grant_key, b"mcp sessions"),
                 closing=closing,
                 hosts=known_hosts(listen.host, settings.url),
+                stdio=stdio,
+                protocols=read_protocols(settings.config),
             )
         )
         app = build_http(faces, key=key, audit=audit, doors=[*mcp_door.routes(), *part.login_face.doors()])

@@ -41,6 +41,7 @@ class Known:
     pin: Pin
     drifted: bool
     check: ArgumentCheck
+    schema: object
 
 
 class Catalogue:
@@ -66,6 +67,10 @@ class Catalogue:
     @property
     def names(self) -> Collection[str]:
         return self._known.keys()
+
+    def known(self, name: str) -> Known | None:
+        """The tool as it was last seen, however long ago."""
+        return self._known.get(name)
 
     def stale(self) -> None:
         """The server says that its tools have changed."""
@@ -117,7 +122,7 @@ class Catalogue:
             standing = pinned.get(found.name, found)
             old = known.get(found.name)
             if old is None or old.pin != standing or old.drifted != drifted:
-                known[found.name] = Known(standing, drifted, _check(standing))
+                known[found.name] = _known(standing, drifted)
             if drifted:
                 self._tell(PinNews(found.name, "definition_drifted", True), found.digest, news)
 
@@ -142,6 +147,7 @@ def _name(tool: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _check(found: Pin) -> ArgumentCheck:
+def _known(found: Pin, drifted: bool) -> Known:
     value = found.value if found.name != INSTRUCTIONS else {}
-    return ArgumentCheck(value.get("inputSchema", {"type": "object"}) if isinstance(value, dict) else None)
+    schema = value.get("inputSchema", {"type": "object"}) if isinstance(value, dict) else None
+    return Known(found, drifted, ArgumentCheck(schema), schema)

@@ -9,7 +9,7 @@ Who holds a grant talks to the servers that it names as if to the server itself,
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final, Self
 
@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from galley_vault_proxy.audit import Audit
+from galley_vault_proxy.config import Protocol, StdioServer
 from galley_vault_proxy.credentials.port import CredentialSource
 from galley_vault_proxy.errors import GrantRefused, ProxyError, RateLimited, RequestError
 from galley_vault_proxy.grant.registry import Registry
@@ -25,7 +26,9 @@ from galley_vault_proxy.http.connection import TUNNEL
 from galley_vault_proxy.mcp_door import gate
 from galley_vault_proxy.mcp_door.answers import Answer, Reply, SlowReader, refusal, upstream_error
 from galley_vault_proxy.mcp_door.beside import beside
+from galley_vault_proxy.mcp_door.bridge import Bridge
 from galley_vault_proxy.mcp_door.catalogue import Catalogue
+from galley_vault_proxy.mcp_door.failure import ServerFailed, ServerStatus
 from galley_vault_proxy.mcp_door.headers import RawHeaders, check_routing, single
 from galley_vault_proxy.mcp_door.jsonrpc import Refusal, RpcMessage, read_message
 from galley_vault_proxy.mcp_door.judge import judge
@@ -34,7 +37,7 @@ from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.pins import PinPlace, PinStore
 from galley_vault_proxy.mcp_door.pools import Pools
 from galley_vault_proxy.mcp_door.rate import Rates
-from galley_vault_proxy.mcp_door.relay import Relay, ServerFailed, ServerStatus
+from galley_vault_proxy.mcp_door.relay import Relay
 from galley_vault_proxy.mcp_door.screen import Screen
 from galley_vault_proxy.mcp_door.trace import Trace
 from galley_vault_proxy.mcp_door.visit import Principal, SessionSeal, Visit
@@ -55,25 +58,25 @@ class McpDoor:
     def __init__(
         self,
         registry: Registry,
-        credentials: CredentialSource,
         audit: Audit,
         pins: PinStore,
-        pools: Pools,
+        bridge: Bridge,
+        keys: Keys,
+        seal: SessionSeal,
         *,
-        key: bytes,
         hosts: frozenset[str] | None,
         limits: Limits,
         clock: Callable[[], float],
     ) -> None:
         self._registry = registry
-        self._keys = Keys(credentials)
+        self._keys = keys
         self._audit = audit
         self._pins = pins
         self._hosts = hosts
         self._limits = limits
         self._clock = clock
-        self._seal = SessionSeal(key)
-        self._relay = Relay(pools, self._keys, self._seal, limits)
+        self._seal = seal
+        self._bridge = bridge
         self._rates = Rates(limits.per_second, limits.burst, limits.at_once, clock)
         self._catalogues: dict[tuple[Principal, PinPlace], Catalogue] = {}
         self._streams: set[anyio.CancelScope] = set()
@@ -92,24 +95,35 @@ class McpDoor:
         key: bytes,
         closing: asyncio.Event,
         hosts: frozenset[str] | None = None,
+        stdio: Mapping[str, StdioServer] | None = None,
+        protocols: Mapping[str, Protocol] | None = None,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> AsyncIterator[Self]:
         """`key`: any secret that lasts; session ids are bound with it. `closing`: ends every stream when it is set.
 
-        `hosts`: the names that the proxy may be called by (`gate.known_hosts`).
+        `hosts`: the names that the proxy may be called by (`gate.known_hosts`). `stdio`: the servers that it runs
+        itself. `protocols`: for URLs whose era is not to be found out.
         """
+        bounds = limits or Limits()
         pools = Pools(netguard, clock=clock)
-        door = cls(
-            registry, credentials, audit, pins, pools, key=key, hosts=hosts, limits=limits or Limits(), clock=clock
-        )
-        async with asyncio.TaskGroup() as tasks:
-            waiting = tasks.create_task(door._end_streams(closing), name="mcp-door-closing")
-            try:
-                yield door
-            finally:
-                waiting.cancel()
-                await pools.close()
+        keys, seal = Keys(credentials), SessionSeal(key)
+        relay = Relay(pools, keys, seal, bounds)
+        try:
+            async with (
+                asyncio.TaskGroup() as tasks,
+                Bridge.open(
+                    registry, relay, seal, bounds, stdio=stdio or {}, protocols=protocols or {}, clock=clock
+                ) as bridge,
+            ):
+                door = cls(registry, audit, pins, bridge, keys, seal, hosts=hosts, limits=bounds, clock=clock)
+                waiting = tasks.create_task(door._end_streams(closing), name="mcp-door-closing")
+                try:
+                    yield door
+                finally:
+                    waiting.cancel()
+        finally:
+            await pools.close()
 
     def routes(self) -> list[BaseRoute]:
         """Both spellings are served where they are: not every client follows a redirect."""
@@ -244,7 +258,7 @@ class McpDoor:
                 injection,
             )
             trace.screen = screen
-            denied = await judge(visit, screen, lambda: self._relay.list_tools(visit, screen), trace)
+            denied = await judge(visit, screen, lambda: self._bridge.list_tools(visit, screen), trace)
             if denied is not None:
                 return denied
             with self._as_stream(visit, scope, trace):
@@ -266,11 +280,11 @@ class McpDoor:
     async def _forward(self, visit: Visit, screen: Screen, reply: Reply) -> None:
         match visit.verb:
             case "POST":
-                await self._relay.post(visit, screen, reply)
+                await self._bridge.post(visit, screen, reply)
             case "GET":
-                await self._relay.get(visit, screen, reply)
+                await self._bridge.get(visit, screen, reply)
             case _:
-                await self._relay.delete(visit, screen, reply)
+                await self._bridge.delete(visit, screen, reply)
 
     @contextmanager
     def _as_stream(self, visit: Visit, scope: anyio.CancelScope, trace: Trace) -> Iterator[None]:

@@ -94,6 +94,12 @@ def dump(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
+def canonical_key(message: RpcMessage) -> str:
+    """What a call is about, whatever id it has and whatever answers it brings."""
+    about = {key: value for key, value in message.params.items() if key in ("name", "uri", "arguments")}
+    return json.dumps([message.method, about], sort_keys=True)
+
+
 def error_message(id_: RequestId | None, code: int, message: str, data: object = None) -> dict[str, Any]:
     error: dict[str, Any] = {"code": code, "message": message}
     if data is not None:

@@ -1,7 +1,7 @@
 """Streamable HTTP to streamable HTTP in one era: what no rule changes passes byte for byte."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -13,6 +13,7 @@ from galley_vault_proxy.credentials.port import Injection
 from galley_vault_proxy.errors import AddressRefused
 from galley_vault_proxy.mcp_door.answers import EVENT_HEADERS, Reply
 from galley_vault_proxy.mcp_door.beside import beside
+from galley_vault_proxy.mcp_door.failure import ServerFailed, ServerStatus
 from galley_vault_proxy.mcp_door.headers import downward, upward
 from galley_vault_proxy.mcp_door.jsonrpc import dump, error_message, read_from_server
 from galley_vault_proxy.mcp_door.keys import Keys
@@ -37,19 +38,6 @@ _PAGES: Final = 64
 _SHAPES: Final = ("application/json", EVENTS)
 
 
-class ServerFailed(Exception):
-    """A server could not be asked, or answered with what is not passed on. The message is safe to show.
-
-    `type` is what a runtime tells its user, `reason` what the audit says.
-    """
-
-    def __init__(self, message: str, *, reason: str, type_: str = "mcp_connection_failed_error") -> None:
-        super().__init__(message)
-        self.message = message
-        self.reason = reason
-        self.type = type_
-
-
 @dataclass(frozen=True, slots=True)
 class Upward:
     """One HTTP request to a server."""
@@ -69,17 +57,23 @@ class Relay:
 
     async def post(self, visit: Visit, screen: Screen, reply: Reply) -> None:
         """Forward one message. Raises ServerFailed before anything was answered, never after."""
+        await self.try_post(visit, screen, reply, ())
+
+    async def try_post(self, visit: Visit, screen: Screen, reply: Reply, refusals: Collection[int]) -> int | None:
+        """Forward one message, unless the server refuses it with one of these statuses, which is returned then."""
         async with self.exchange(visit, screen, self._upward(visit, self._limits.call_s)) as response:
-            kind = _kind(response)
-            if kind == EVENTS and response.status_code == 200:
+            if response.status_code in refusals:
+                return response.status_code
+            if kind_of(response) == EVENTS and response.status_code == 200:
                 await self._stream(response, visit, screen, reply, self._limits.call_s)
             else:
                 await self._whole(response, visit, screen, reply)
+        return None
 
     async def get(self, visit: Visit, screen: Screen, reply: Reply) -> None:
         """The stream of a session, from the beginning or from an event on."""
         async with self.exchange(visit, screen, self._upward(visit, None)) as response:
-            if _kind(response) == EVENTS and response.status_code == 200:
+            if kind_of(response) == EVENTS and response.status_code == 200:
                 await self._stream(response, visit, screen, reply, self._limits.stream_s)
             else:
                 await self._whole(response, visit, screen, reply)
@@ -177,22 +171,22 @@ class Relay:
         return headers
 
     async def _whole(self, response: httpx2.Response, visit: Visit, screen: Screen, reply: Reply) -> None:
-        body = await self._read(response)
+        body = await self.read(response)
         headers = self._downward(response, visit, screen)
         status = response.status_code
         if not body:
             await reply.whole(status, [(name, value) for name, value in headers if name != b"content-type"], b"")
             return
-        if _kind(response) != "application/json":
-            raise _odd(visit, status) if status < 400 else ServerStatus(visit, status, headers)
+        if kind_of(response) != "application/json":
+            raise _odd(visit, status) if status < 400 else ServerStatus(visit.rule.name, status, headers)
         try:
             value = read_from_server(body)
             if status >= 400 and not (isinstance(value, dict) and value.get("jsonrpc") == "2.0"):
-                raise ServerStatus(visit, status, headers)
+                raise ServerStatus(visit.rule.name, status, headers)
             clean = await screen.message(body)
         except (BadServer, ValueError) as error:
             if status >= 400:
-                raise ServerStatus(visit, status, headers) from None
+                raise ServerStatus(visit.rule.name, status, headers) from None
             raise ServerFailed(f"{visit.rule.name}: {error}", reason="bad_answer") from None
         await reply.whole(status, headers, clean)
 
@@ -229,7 +223,8 @@ class Relay:
             await reply.body(event(dump(failed)))
         await reply.end()
 
-    async def _read(self, response: httpx2.Response) -> bytes:
+    async def read(self, response: httpx2.Response) -> bytes:
+        """The whole body, bounded in size and time. Raises ServerFailed."""
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.call_s):
@@ -248,11 +243,11 @@ class Relay:
 
     async def _ask(self, visit: Visit, screen: Screen, up: Upward) -> Mapping[str, Any]:
         async with self.exchange(visit, screen, replace(up, silence_s=self._limits.list_s)) as response:
-            if _kind(response) == EVENTS:
+            if kind_of(response) == EVENTS:
                 found = await self._first_answer(response)
             else:
                 with suppress(ValueError):
-                    found = read_from_server(await self._read(response))
+                    found = read_from_server(await self.read(response))
         result = found.get("result") if isinstance(found, dict) else None
         if not isinstance(result, dict):
             raise ServerFailed("the server does not list its tools", reason="list_refused")
@@ -272,15 +267,6 @@ class Relay:
         return None
 
 
-class ServerStatus(ServerFailed):
-    """A server answered with an HTTP error and no message of the protocol: only its status is passed on."""
-
-    def __init__(self, visit: Visit, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        super().__init__(f"{visit.rule.name} answered with HTTP status {status}", reason=f"status_{status}")
-        self.status = status
-        self.headers = [(name, value) for name, value in headers if name in (b"allow", b"retry-after")]
-
-
 _OWN: Final = frozenset({b"content-type", b"cache-control"})
 
 
@@ -289,7 +275,7 @@ async def keep_alive(reply: Reply, every_s: float) -> None:
     while True:
         before = reply.bytes
         await anyio.sleep(every_s)
-        if reply.bytes == before:
+        if reply.status is not None and reply.bytes == before:
             await reply.body(b":\n\n")
 
 
@@ -322,7 +308,7 @@ def _listing(visit: Visit, cursor: str | None) -> Upward:
     return Upward("POST", headers, dump(message))
 
 
-def _kind(response: httpx2.Response) -> str:
+def kind_of(response: httpx2.Response) -> str:
     return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
 
