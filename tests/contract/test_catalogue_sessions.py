@@ -165,6 +165,14 @@ async def test_null_clears_the_title_and_the_bag(kitchen: Kitchen) -> None:
     assert (after.title, after.metadata) == (None, {})
 
 
+async def test_many_changes_at_once_are_all_made(kitchen: Kitchen) -> None:
+    session = await kitchen.session()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(40):
+            tasks.create_task(change(kitchen, session, title=str(number)))
+    assert (await types(kitchen, session)).count("session.updated") == 40
+
+
 async def test_tools_change_only_while_the_session_is_idle(kitchen: Kitchen) -> None:
     session = await kitchen.session()
     after = await change(kitchen, session, agent={"tools": []})

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, TypeAlias
-from weakref import WeakValueDictionary
 
 from galley_server.brain.drafts import event_draft, running
 from galley_server.errors import AppendConflict, Conflict, InvalidRequest, NotFound, Unavailable
@@ -38,6 +37,7 @@ from galley_server.runtime.files import Files
 from galley_server.runtime.idempotency import Idempotency, Once
 from galley_server.runtime.session_view import SessionViews
 from galley_server.runtime.timeline import BEGIN, END, Place, Timeline, events_by_id
+from galley_server.runtime.turnstile import Turnstile
 from galley_server.wire import events as ev
 from galley_server.wire.event_request import AnyClientEvent, UserInterruptParam, UserMessageParam
 from galley_server.wire.page import Page
@@ -78,7 +78,7 @@ class Events:
         self._files = files
         self._clock = clock
         self._views = SessionViews(log)
-        self._checking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turnstile = Turnstile()
 
     async def send(
         self, session_id: str, events: Sequence[AnyClientEvent], *, once: Idempotency | None = None
@@ -93,8 +93,7 @@ class Events:
             if all(_is_free(event) for event in events):
                 rows = await self._log.append(session_id, drafts, guard=_takes_events, remember=kept)
             else:
-                # One after the other: many answers at once would all but one be checked against a state that is past.
-                async with self._checking.setdefault(session_id, asyncio.Lock()):
+                async with self._turnstile.at(session_id):
                     rows = await self._append_checked(session_id, events, drafts, kept)
             return tuple(show_on_arrival(row) for row in rows[: len(drafts)])
 

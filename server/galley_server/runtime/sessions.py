@@ -28,6 +28,7 @@ from galley_server.runtime.files import Files
 from galley_server.runtime.idempotency import Idempotency, Once, remembered, to_json
 from galley_server.runtime.ports import Releaser
 from galley_server.runtime.session_view import SessionViews, show_session
+from galley_server.runtime.turnstile import Turnstile
 from galley_server.wire import events as ev
 from galley_server.wire.agent import SessionAgent
 from galley_server.wire.agent_request import AgentWithOverrides
@@ -65,6 +66,7 @@ class Sessions:
         self._hands = hands
         self._clock = clock
         self._views = SessionViews(log)
+        self._turnstile = Turnstile()
 
     async def create(self, request: SessionCreate, *, once: Idempotency | None = None) -> Session:
         """Make a session; with initial events it is running from its first moment. All of it happens, or nothing."""
@@ -124,17 +126,18 @@ class Sessions:
 
     async def _amend(self, session_id: str, change: Change, once: Idempotency | None) -> Session:
         """Append what `change` says, decided on the very state it is appended to."""
-        for _ in range(_RETRIES):
-            summary = await self._summaries.summary(session_id)
-            before = await self._show(session_id, summary)
-            drafts = change(summary, before.agent)
-            if not drafts:
-                await self._once.note(once, to_json(before), at=self._clock())
-                return before
-            answer = self._answer(session_id, summary, before.agent, before.resources)
-            kept = remembered(once, answer)
-            with suppress(AppendConflict):
-                return answer(await self._log.append(session_id, drafts, expected=summary.seq, remember=kept))
+        async with self._turnstile.at(session_id):
+            for _ in range(_RETRIES):
+                summary = await self._summaries.summary(session_id)
+                before = await self._show(session_id, summary)
+                drafts = change(summary, before.agent)
+                if not drafts:
+                    await self._once.note(once, to_json(before), at=self._clock())
+                    return before
+                answer = self._answer(session_id, summary, before.agent, before.resources)
+                kept = remembered(once, answer)
+                with suppress(AppendConflict):
+                    return answer(await self._log.append(session_id, drafts, expected=summary.seq, remember=kept))
         raise Conflict(f"{session_id} is changing too fast to be changed; try again")
 
     def _answer(
