@@ -11,6 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from galley_server.demo.messages import serve_scripted
+from galley_server.demo.reply import call, say
+from galley_server.demo.script import Script
 
 from tests.acceptance.server_process import GALLEY, environment
 
@@ -118,3 +121,12 @@ async def test_live_without_a_model_says_what_to_set(tmp_path: Path) -> None:
     status, shown = await demo(tmp_path, "--live")
     assert (status, len(shown.splitlines())) == (2, 1)
     assert "ANTHROPIC_API_KEY" in shown
+
+
+async def test_live_asks_the_configured_model(tmp_path: Path) -> None:
+    script = Script(call("bash", command="echo hello"), say("Ask me something else."))
+    async with serve_scripted(script) as url:
+        status, shown = await demo(tmp_path, "--live", GALLEY_MODEL_BASE_URL=url, GALLEY_MODEL_API_KEY="live-key")
+    assert status == 0, shown
+    assert "Ask me something else." in shown.partition("\nThe answer\n")[2]
+    assert "sales_data.csv" in str(script.requests[0].body)
