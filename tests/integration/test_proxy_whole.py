@@ -369,3 +369,25 @@ async def test_an_open_tunnel_ends_with_its_session_and_with_the_proxy(tmp_path:
             await asked(kept, writer, port)
             assert await running.stop() == 0
             assert await kept.read() == b""
+
+
+@pytest.mark.bubblewrap
+async def test_a_stdio_server_has_the_credential_and_its_caller_does_not(tmp_path: Path) -> None:
+    config = tmp_path / "proxy.toml"
+    seen = [sys.prefix, sys.base_prefix, str(UPSTREAM.parents[2])]
+    await asyncio.to_thread(
+        config.write_text,
+        f"[stdio.local]\ncommand = {json.dumps(sys.executable)}\nargs = {json.dumps([str(UPSTREAM), 'stdio'])}\n"
+        f"credential_env = 'API_TOKEN'\nread = {json.dumps(seen)}\nnetwork = false\n",
+    )
+    async with (
+        asyncio.timeout(60),
+        proxy(tmp_path / "home", environ={"GALLEY_PROXY_CONFIG": str(config)}) as running,
+    ):
+        vault, _ = await keep(running, "stdio:local", CANARY)
+        grant = await running.grant(vault_ids=[vault], mcp_servers=[{"name": "up", "url": "stdio:local"}])
+        async with agent(running, grant["token"]) as client:
+            environment = json.loads(said(await client.call_tool("environment", {})))
+        assert environment["API_TOKEN"]
+        assert CANARY not in json.dumps(environment)
+        assert not [name for name in environment if name.startswith("GALLEY_")]

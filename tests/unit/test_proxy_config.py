@@ -1,9 +1,11 @@
 """The file of stdio servers: read strictly, and an error names the file and the key."""
 
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from galley_vault_proxy.config import StdioServer, read_config
+from galley_vault_proxy.config import StdioServer, read_config, read_protocols
 from galley_vault_proxy.errors import ConfigError
 
 
@@ -11,6 +13,15 @@ def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "proxy.toml"
     path.write_text(text)
     return path
+
+
+def test_the_example_of_the_page_has_every_key_and_is_right(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "proxy-settings.md"
+    example = page.read_text().split("```toml\n")[1].split("```")[0]
+    path = write(tmp_path, example)
+    assert read_config(path)["files"].credential_env == "API_TOKEN"
+    assert read_protocols(path) == {"https://mcp.example.com/v1": "legacy"}
+    assert tomllib.loads(example)["stdio"]["files"].keys() == {field.name for field in fields(StdioServer)} - {"name"}
 
 
 def test_without_a_file_there_are_no_servers() -> None:
