@@ -63,6 +63,15 @@ def test_a_result_for_a_blocked_session_unsettles_it() -> None:
     assert summary_of(HELLO, TAKEN, RUNNING, blocked, given).settled is False
 
 
+def test_a_blocked_session_is_shown_as_running_from_its_interrupt_to_the_end_of_the_turn() -> None:
+    blocked = ev.StatusIdle(id="sevt_i", stop_reason=ev.RequiresAction(event_ids=("sevt_c",)))
+    stop, processed = ev.UserInterrupt(id="sevt_s"), internal.Processed(event_id="sevt_s")
+    assert summary_of(RUNNING, blocked, HELLO).shown_status == "idle"
+    assert summary_of(RUNNING, blocked, HELLO, stop).shown_status == "running"
+    ended = summary_of(RUNNING, blocked, stop, processed, IDLE)
+    assert (ended.shown_status, ended.stop_reason, ended.settled) == ("idle", ev.EndTurn(), True)
+
+
 def test_an_interrupt_that_had_nothing_to_end_settles_once_it_is_processed() -> None:
     stop, processed = ev.UserInterrupt(id="sevt_s"), internal.Processed(event_id="sevt_s")
     assert summary_of(stop).settled is False

@@ -141,7 +141,10 @@ def _with_work(summary: Summary, row: Row) -> Summary:
         queued -= 1
     over = row.type == PROCESSED_TYPE and queued == 0 and summary.status == "idle"
     settled = over or (summary.settled and row.type in _REPORTS)
-    return replace(summary, seq=row.seq, queued=queued, settled=settled)
+    # An interrupt ends the turn that waits for the client, so from here on the session waits for nobody.
+    freed = row.type == "user.interrupt" and isinstance(summary.stop_reason, ev.RequiresAction)
+    stop_reason = None if freed else summary.stop_reason
+    return replace(summary, seq=row.seq, queued=queued, settled=settled, stop_reason=stop_reason)
 
 
 def _with_content(summary: Summary, row: Row) -> Summary:
