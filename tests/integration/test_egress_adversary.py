@@ -181,6 +181,33 @@ OTHERS = (b"SSH-2.0-OpenSSH_9\r\n", b"\x80\x2e\x01\x00\x02", b"\0\0\0\x08\x04\xd
 CHUNKS = (b"5;\r\nhello\r\n", b"5\nhello\r\n", b"0x5\r\nhello\r\n", b"5\r\nhelloXX0\r\n\r\n", b"-1\r\n")
 
 
+async def test_a_second_hello_must_name_the_same_host(house: Kitchen) -> None:
+    """A server that asks for another hello does not always compare the names in the two."""
+    heard = bytearray()
+
+    async def asks_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.extend(await reader.read(65536))
+        writer.write(b"\x16\x03\x03\x00\x04\x02\0\0\0")
+        heard.extend(await reader.read())
+
+    async with serving(asks_again) as port:
+        token = await house.grant(HostRule(OTHER, ports=(port,)))
+        async with house.connected(token, OTHER, port) as client:
+            await client.say(first_words(OTHER))
+            await client.reader.readexactly(9)
+            await client.say(b"\x14\x03\x03\x00\x01\x01" + first_words("evil.test"))
+            assert (await client.reader.read())[:1] == b"\x15"
+    assert b"evil.test" not in heard
+    assert (await house.line("egress.connect"))["reason"] == "sni_mismatch"
+
+
+def first_words(name: str) -> bytes:
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()
+
+
 @pytest.mark.parametrize("first", OTHERS)
 async def test_what_is_neither_tls_nor_http_does_not_pass_under_limited(
     house: Kitchen, plain: Host, first: bytes

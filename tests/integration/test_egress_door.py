@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 from galley_vault_proxy.grant.token import HostRule, ServerRule
 
-from tests.integration.egress_kit import HOST, OTHER, Host, Kitchen, basic, connect, get, host, kitchen, serving
+from tests.integration.egress_kit import (
+    HOST,
+    OTHER,
+    Host,
+    Kitchen,
+    basic,
+    connect,
+    get,
+    host,
+    kitchen,
+    serving,
+)
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ import ssl
 import struct
 
 import pytest
-from galley_vault_proxy.egress.client_hello import MAX_HELLO, BadHello, ClientHello, HelloReader, is_tls
+from galley_vault_proxy.egress.client_hello import MAX_HELLO, AfterHello, BadHello, ClientHello, HelloReader, is_tls
 
 GREASE = 0x3A3A
 ECH = 0xFE0D
@@ -137,3 +137,40 @@ def test_every_cut_of_a_hello_waits_or_is_refused() -> None:
             continue
         # Only the form without extensions is whole by itself.
         assert found == ClientHello(None)
+
+
+SECOND = records(message(names(b"evil.test")))
+CHANGE = b"\x14\x03\x03\x00\x01\x01"
+FINISHED = b"\x17\x03\x03\x00\x40" + bytes(64)
+KEY_EXCHANGE = b"\x16\x03\x03\x00\x05\x10\0\0\0\0"
+
+
+def after(data: bytes, size: int, *, early: bool = False) -> tuple[bytes, list[str | None], bool]:
+    """What was passed on, which names were checked before, and whether the watch is over."""
+    seen: list[str | None] = []
+    watched = AfterHello(ClientHello("a.test", talks_early=early), lambda hello: seen.append(hello.server_name))
+    passed = b"".join(watched.feed(data[at : at + size]) for at in range(0, len(data), size))
+    return passed, seen, watched.done
+
+
+@pytest.mark.parametrize("size", [1, 3, 64, 10_000])
+@pytest.mark.parametrize("before", [b"", CHANGE])
+def test_a_second_hello_is_checked_before_any_of_it_is_passed_on(size: int, before: bytes) -> None:
+    assert after(before + SECOND, size) == (before + SECOND, ["evil.test"], True)
+    assert after(before + SECOND[:-1], size) == (before, [], False)
+
+
+@pytest.mark.parametrize("size", [1, 64, 10_000])
+def test_a_second_hello_after_early_data_is_checked_too(size: int) -> None:
+    assert after(FINISHED + CHANGE + SECOND, size, early=True) == (FINISHED + CHANGE + SECOND, ["evil.test"], True)
+
+
+@pytest.mark.parametrize("size", [1, 64, 10_000])
+@pytest.mark.parametrize("usual", [CHANGE + FINISHED, KEY_EXCHANGE + CHANGE, FINISHED, b"\x99nonsense"])
+def test_a_handshake_that_goes_on_is_watched_no_longer(usual: bytes, size: int) -> None:
+    assert after(usual + SECOND, size) == (usual + SECOND, [], True)
+
+
+def test_early_data_without_end_is_watched_no_longer() -> None:
+    passed, seen, done = after(FINISHED * 5000, 65536, early=True)
+    assert (passed, seen, done) == (FINISHED * 5000, [], True)

@@ -4,6 +4,7 @@ RFC 8446 section 4.1.2, RFC 6066 section 3. What could mean one name to us and a
 two names, an extension sent twice, bytes that belong to nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,17 +16,25 @@ _MAX_FRAGMENT: Final = 16 * 1024
 _MAX_RECORDS: Final = 64
 _RECORD_HEADER: Final = 5
 _HANDSHAKE: Final = 22
+_APPLICATION_DATA: Final = 23
+_OTHER_RECORDS: Final = (20, 21)  # changes of cipher, alerts
 _CLIENT_HELLO: Final = 1
 _SERVER_NAME: Final = 0
+_EARLY_DATA: Final = 42
+_MOST_EARLY: Final = 256 * 1024
 _ENCRYPTED_HELLO: Final = 0xFE0D
 
 
 @dataclass(frozen=True, slots=True)
 class ClientHello:
-    """`server_name` as it was sent, in lower case. `hides_name`: another hello is, or seems to be, encrypted inside."""
+    """`server_name` as it was sent, in lower case. `hides_name`: another hello is, or seems to be, encrypted inside.
+
+    `talks_early`: data may follow at once, before the server has answered.
+    """
 
     server_name: str | None
     hides_name: bool = False
+    talks_early: bool = False
 
 
 class BadHello(InvalidRequest):
@@ -63,6 +72,11 @@ class HelloReader:
                 return parse(bytes(self._message[4:]))
         return None
 
+    @property
+    def unread(self) -> int:
+        """How many bytes came behind the hello."""
+        return len(self._records)
+
     def _next_fragment(self) -> bytes | None:
         if not self._records:
             return None
@@ -82,6 +96,60 @@ class HelloReader:
         fragment = bytes(self._records[_RECORD_HEADER:end])
         del self._records[:end]
         return fragment
+
+
+class AfterHello:
+    """Watches what a client sends after its hello, for a second one.
+
+    A server that finds no key it can use asks for another hello (RFC 8446 section 4.1.4), and not every server
+    compares the names in the two. `check` is called with the second hello before a byte of it is passed on.
+    """
+
+    def __init__(self, first: ClientHello, check: Callable[[ClientHello], None]) -> None:
+        self._early = _MOST_EARLY if first.talks_early else 0
+        self._check = check
+        self._held = bytearray()
+        self._second: HelloReader | None = None
+        self.done = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what may be passed on now. Raises BadHello, and what `check` raises."""
+        if self.done:
+            return data
+        self._held += data
+        if self._second is not None:
+            return self._read_second(data)
+        out = bytearray()
+        while not self.done and len(self._held) >= _RECORD_HEADER + 1:
+            kind, size = self._held[0], _RECORD_HEADER + int.from_bytes(self._held[3:_RECORD_HEADER])
+            if kind == _HANDSHAKE and self._held[_RECORD_HEADER] == _CLIENT_HELLO:
+                self._second = HelloReader()
+                return bytes(out) + self._read_second(bytes(self._held))
+            if kind == _APPLICATION_DATA:
+                self._early -= size
+            if kind not in _OTHER_RECORDS and (kind != _APPLICATION_DATA or self._early < 0):
+                self.done = True  # the handshake is past the point where it could begin anew
+            elif len(self._held) < size:
+                break
+            else:
+                out += self._held[:size]
+                del self._held[:size]
+        return bytes(out) + self._rest()
+
+    def _read_second(self, data: bytes) -> bytes:
+        assert self._second is not None
+        hello = self._second.feed(data)
+        if hello is None:
+            return b""
+        self._check(hello)
+        self.done = True
+        return self._rest()
+
+    def _rest(self) -> bytes:
+        rest = bytes(self._held) if self.done else b""
+        if self.done:
+            self._held.clear()
+        return rest
 
 
 def parse(body: bytes) -> ClientHello:
@@ -106,7 +174,7 @@ def parse(body: bytes) -> ClientHello:
         seen.add(kind)
         if kind == _SERVER_NAME:
             name = _server_name(content)
-    return ClientHello(name, hides_name=_ENCRYPTED_HELLO in seen)
+    return ClientHello(name, hides_name=_ENCRYPTED_HELLO in seen, talks_early=_EARLY_DATA in seen)
 
 
 def _server_name(content: bytes) -> str:

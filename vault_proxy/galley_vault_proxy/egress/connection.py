@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from galley_vault_proxy.audit import AuditLine
 from galley_vault_proxy.egress.ca import Authority
-from galley_vault_proxy.egress.client_hello import BadHello, ClientHello, HelloReader, is_tls
+from galley_vault_proxy.egress.client_hello import AfterHello, BadHello, ClientHello, HelloReader, is_tls
 from galley_vault_proxy.egress.gateway import Gateway, Means, credentials_of, named, reason_of
 from galley_vault_proxy.egress.head import (
     BadRequest,
@@ -203,15 +204,22 @@ class Connection:
         may_be_anything = grant.network == "unrestricted" and not is_read
         first = await self._first_bytes(rest, silent_s=_SILENT_S if may_be_anything else HEAD_S)
         if first and is_tls(first):
+            check = partial(
+                check_name, origin=place.origin, network_is_limited=grant.network == "limited", is_read=is_read
+            )
             try:
-                hello, first = await self._hello(first)
-                check_name(hello, place.origin, network_is_limited=grant.network == "limited", is_read=is_read)
+                hello, said, rest = await self._hello(first)
+                check(hello)
+                if not is_read:
+                    watched = AfterHello(hello, check)
+                    await upstream.write(said + watched.feed(rest))
+                    first = await self._handshake(upstream, watched)
             except RequestError as error:
-                await self._client.write(alert(_ACCESS_DENIED if isinstance(error, BadHello) else _UNRECOGNISED_NAME))
+                await self._client.write(alert(_UNRECOGNISED_NAME if isinstance(error, Denied) else _ACCESS_DENIED))
                 await linger(self._client)
                 raise
             if is_read:
-                await self._intercept(place, upstream, grant, first)
+                await self._intercept(place, upstream, grant, said + rest)
                 return
         elif first and _METHOD.match(first):
             plain = Place(Origin("http", place.origin.host, place.origin.port), place.addresses)
@@ -242,8 +250,8 @@ class Connection:
             pass  # what came decides
         return first
 
-    async def _hello(self, first: bytes) -> tuple[ClientHello, bytes]:
-        """The hello, and all that was read with it. Raises BadHello, HeadTooSlow."""
+    async def _hello(self, first: bytes) -> tuple[ClientHello, bytes, bytes]:
+        """The hello, the bytes that it was, and those that were read with it. Raises BadHello, HeadTooSlow."""
         reader = HelloReader()
         whole = bytearray(first)
         hello = reader.feed(first)
@@ -257,7 +265,32 @@ class Connection:
                     hello = reader.feed(data)
         except TimeoutError:
             raise HeadTooSlow("the TLS hello did not arrive in time", error_code="too_slow") from None
-        return hello, bytes(whole)
+        end = len(whole) - reader.unread
+        return hello, bytes(whole[:end]), bytes(whole[end:])
+
+    async def _handshake(self, upstream: Socket, watched: AfterHello) -> bytes:
+        """Pass on what both say until there can be no second hello; return what is still to be passed on."""
+
+        async def back() -> None:
+            while data := await upstream.read():
+                await self._client.write(data)
+            await self._client.end()
+
+        out = b""
+        try:
+            async with asyncio.timeout(HANDSHAKE_S), asyncio.TaskGroup() as tasks:
+                answering = tasks.create_task(back(), name="egress-handshake")
+                while not watched.done and (data := await self._client.read()):
+                    out = watched.feed(data)
+                    if not watched.done:
+                        await upstream.write(out)
+                # What it has read it has written; what it has not, stays for whoever reads next.
+                answering.cancel()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        except TimeoutError:
+            raise HeadTooSlow("the TLS handshake did not end in time", error_code="too_slow") from None
+        return out if watched.done else b""
 
     async def _intercept(self, place: Place, upstream: Socket, grant: Grant, first: bytes) -> None:
         context = await self._house.authority.context(place.origin.host)
