@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,6 +77,11 @@ def _set_up(vault: Vault) -> None:
     there = vault.ask("GET", "sys/mounts")["data"]
     if "secret/" not in there:
         vault.ask("POST", "sys/mounts/secret", {"type": "kv", "options": {"version": "2"}})
+        # For a moment it answers 400: it is being made ready.
+        for _ in range(50):
+            if vault._send("GET", "secret/config", None, vault.root, 0)[0] == 200:
+                break
+            time.sleep(0.02)
     if "transit/" not in there:
         vault.ask("POST", "sys/mounts/transit", {"type": "transit"})
     vault.ask("POST", "transit/keys/galley", {"type": "aes256-gcm96"})

@@ -206,6 +206,12 @@ def test_what_surely_was_not_done_is_known() -> None:
     assert not standby.done
 
 
+def test_an_engine_that_is_only_being_set_up_is_a_passing_fault() -> None:
+    fault = fault_of(400, ("Upgrading. This backend will be unavailable for a brief period and will resume",), "write")
+    assert isinstance(fault, Down)
+    assert (fault.passing, fault.done, fault.ill) == (True, False, False)
+
+
 def _kinds(root: type[requests.RequestException]) -> Iterator[type[requests.RequestException]]:
     yield root
     for kind in root.__subclasses__():

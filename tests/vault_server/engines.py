@@ -16,6 +16,10 @@ from tests.vault_server.answers import Failure, Json, Reply, Unsupported, only, 
 from tests.vault_server.tokens import Token, Tokens, stamp
 
 DEFAULT_LEASE_S: Final = 768 * 3600
+_UPGRADING: Final = (
+    "Upgrading from non-versioned to versioned data. This backend will be unavailable for a brief period and will "
+    "resume service shortly."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class Kv:
         self._clock = clock
         self._secrets: dict[str, _Secret] = {}
         self._max_versions = 0
+        # A new engine is not there at once.
+        self._upgrading = 2
         # As a standby that answers reads itself: one version behind, until this many more reads.
         self.stale_reads = 0
 
@@ -60,6 +66,9 @@ class Kv:
         return area != "data" or name in self._secrets
 
     async def handle(self, call: Call) -> Reply:
+        if self._upgrading:
+            self._upgrading -= 1
+            raise Failure(400, _UPGRADING)
         area, _, name = call.path.partition("/")
         match area, call.method:
             case "data", "read":

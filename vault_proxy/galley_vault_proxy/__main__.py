@@ -25,6 +25,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "bootstrap": Entry("galley_vault_proxy.bootstrap", "write into Vault what the proxy needs, as an operator"),
     "doctor": Entry("galley_vault_proxy.doctor", "try what the proxy needs of its secret store, with the fix"),
     "reconcile": Entry("galley_vault_proxy.reconcile", "find what Vault holds and the proxy no longer knows"),
+    "vault-name": Entry("galley_vault_proxy.cli.vault_name", "print how a vault is called inside Vault"),
     "rotate-key": Entry("galley_vault_proxy.cli.rotate_key", "seal the embedded store anew under a new key"),
 }
 

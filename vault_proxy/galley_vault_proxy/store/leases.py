@@ -3,6 +3,7 @@
 Never a token. An accessor can end a token and do nothing else with it; it is kept from logs and answers all the same.
 """
 
+import secrets
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ SCHEMA: Final = Schema(
             number INTEGER PRIMARY KEY AUTOINCREMENT,
             vault_id TEXT NOT NULL,
             credential_id TEXT NOT NULL,
+            writer TEXT NOT NULL,
             at REAL NOT NULL
         ) STRICT;
         """,
@@ -74,6 +76,7 @@ class Leases:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._me = secrets.token_hex(8)
 
     async def add(self, held: Held, entity_id: str, expires_at: float) -> str:
         """Record a token; return the entity that the vault is known to have: the first one ever recorded."""
@@ -183,8 +186,8 @@ class Leases:
         await self._write(
             lambda db: (
                 db.execute(
-                    "INSERT INTO vault_writes (vault_id, credential_id, at) VALUES (?, ?, ?)",
-                    (ref.vault_id, ref.credential_id, at),
+                    "INSERT INTO vault_writes (vault_id, credential_id, writer, at) VALUES (?, ?, ?, ?)",
+                    (ref.vault_id, ref.credential_id, self._me, at),
                 ).rowcount
             )
         )
@@ -193,10 +196,12 @@ class Leases:
         query = "SELECT coalesce(max(number), 0) FROM vault_writes"
         return await self._read(lambda db: int(db.execute(query).fetchone()[0]))
 
-    async def writes_after(self, number: int) -> list[tuple[int, SecretRef]]:
-        query = "SELECT number, vault_id, credential_id FROM vault_writes WHERE number > ? ORDER BY number"
+    async def writes_after(self, number: int) -> tuple[int, list[SecretRef]]:
+        """What the others wrote since, and the number to go on from."""
+        query = "SELECT number, vault_id, credential_id, writer FROM vault_writes WHERE number > ? ORDER BY number"
         rows = await self._read(lambda db: db.execute(query, (number,)).fetchall())
-        return [(row[0], SecretRef(row[1], row[2])) for row in rows]
+        refs = [SecretRef(vault_id, credential_id) for _, vault_id, credential_id, by in rows if by != self._me]
+        return (rows[-1][0] if rows else number), refs
 
     async def version(self) -> int:
         """Another number after every write to the state."""

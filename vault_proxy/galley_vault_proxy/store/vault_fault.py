@@ -73,10 +73,14 @@ _TROUBLE: Final[Mapping[int, _Trouble]] = {
     504: _Trouble("Vault did not answer its gateway in time", done=True),
 }
 _STANDBY: Final = "local node not active"
+# A KV engine of version 2 says so, with 400, for a moment after it was mounted.
+_UPGRADING: Final = "unavailable for a brief period"
 
 
 def fault_of(status: int, errors: tuple[str, ...], what: str) -> VaultFault:
     """The fault that a status other than 200 and 204 stands for."""
+    if status == 400 and any(_UPGRADING in error for error in errors):
+        return Down("Vault's KV engine is only just being set up", done=False, ill=False)
     if status == 400:
         return Invalid(f"Vault does not accept the request to {what}", errors)
     if status in {401, 403}:

@@ -32,7 +32,7 @@ from galley_vault_proxy.store.proxy_identity import ProxyIdentity, fault_to_erro
 from galley_vault_proxy.store.session_tokens import SessionToken, SessionTokens
 from galley_vault_proxy.store.vault_adapter import OWN_SESSION, Answer, Request, text_of
 from galley_vault_proxy.store.vault_client import VaultClient
-from galley_vault_proxy.store.vault_fault import Invalid, Missing, Refused, VaultFault
+from galley_vault_proxy.store.vault_fault import Down, Invalid, Missing, Refused, VaultFault
 from galley_vault_proxy.turns import Turns
 
 T = TypeVar("T")
@@ -265,7 +265,8 @@ class VaultStore:
                 raise VersionConflict(f"{ref.credential_id} has another version by now: read it again") from None
             raise fault_to_error(fault) from None
         except VaultFault as fault:
-            self._cache.forget(ref)  # it may have been written all the same
+            if isinstance(fault, Down) and fault.done:
+                await self._changed(ref)  # it may have been written all the same
             raise fault_to_error(fault) from None
         await self._changed(ref)
         return version
@@ -349,9 +350,9 @@ class VaultStore:
                 if version == -1:
                     number = await self._leases.last_write()
                 elif seen != version:
-                    for written, ref in await self._leases.writes_after(number):
+                    number, written = await self._leases.writes_after(number)
+                    for ref in written:
                         self._cache.forget(ref)
-                        number = written
                 version = seen
             except StoreUnavailable as error:
                 logger.error("other processes' writes cannot be seen: %s", error)
@@ -380,7 +381,8 @@ class VaultStore:
             async with asyncio.timeout(_LEAVING_S):
                 await self._tokens.revoke_own()
         except (TimeoutError, StoreUnavailable) as error:
-            logger.warning("not all session tokens were revoked; they end within 15 minutes: %s", error)
+            reason = error.message if isinstance(error, StoreUnavailable) else "Vault took too long"
+            logger.warning("not all session tokens were revoked; they end within 15 minutes: %s", reason)
 
 
 def _by(request: Request, token: SessionToken) -> Request:
