@@ -22,6 +22,8 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 Value = TypeVar("Value")
 
 MEBIBYTE: Final = 1 << 20
+_OTHERS: Final = ("GALLEY_PROXY_", "GALLEY_VAULT_")
+"""Settings of `galley-vault-proxy`, which checks them itself: both programs may share an environment."""
 _PRINTABLE: Final = re.compile(r"[!-~]+")
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
 _RUNTIME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -151,7 +153,7 @@ class Settings:
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
     for name in sorted(environ):
-        if name.startswith("GALLEY_") and name not in NAMES:
+        if name.startswith("GALLEY_") and not name.startswith(_OTHERS) and name not in NAMES:
             close = difflib.get_close_matches(name, NAMES, n=1)
             hint = f"did you mean {close[0]}?" if close else "see the list of settings in docs/reference/settings.md"
             raise ConfigError(f"{name} is not a setting of Galley: {hint}")

@@ -114,3 +114,8 @@ def test_every_setting_is_described_once() -> None:
     names = [setting.name for setting in CATALOGUE]
     assert len(names) == len(set(names))
     assert all(setting.doc.endswith(".") for setting in CATALOGUE)
+
+
+def test_the_settings_of_the_vault_proxy_are_left_to_it() -> None:
+    environ = {"GALLEY_HOME": "/h", "GALLEY_PROXY_KEY": "k" * 32, "GALLEY_VAULT_AUTH": "token"}
+    assert Settings.from_env(environ).home == Path("/h")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 DEFAULT_IMAGE = "galley-sandbox:1"
 _PUBLIC_IMAGE = "python:3.12-slim-bookworm"
 _SUITE = "bookworm"
-_MIRROR = "http://deb.debian.org/debian"
 _BUILD_WITHIN_S = 900.0
 _CHANGES = [
     "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8",
@@ -92,10 +91,10 @@ async def _build(engine: Engine, builder: str, name: str) -> None:
 def _build_commands(builder: str, folder: Path, archive: Path) -> list[list[str]]:
     wanted = ",".join(packages())
     if Path(builder).name == "mmdebstrap":
-        return [[builder, "--quiet", "--variant=minbase", f"--include={wanted}", _SUITE, str(archive), _MIRROR]]
+        return [[builder, "--quiet", "--variant=minbase", f"--include={wanted}", _SUITE, str(archive)]]
     tree = str(folder / "tree")
     return [
-        [builder, "--variant=minbase", f"--include={wanted}", _SUITE, tree, _MIRROR],
+        [builder, "--variant=minbase", f"--include={wanted}", _SUITE, tree],
         ["tar", "--create", "--one-file-system", f"--file={archive}", f"--directory={tree}", "."],
     ]
 
