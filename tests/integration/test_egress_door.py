@@ -70,8 +70,12 @@ async def test_a_connection_is_one_audit_line_with_its_bytes(house: Kitchen, sec
         await client.ask(get("/", HOST))
     line = await house.line("egress.connect")
     assert (line["decision"], line["host"], line["session_id"]) == ("allow", f"{HOST}:{secure.port}", "sesn_1")
-    assert isinstance(line["bytes"], int)
-    assert line["bytes"] > 1000
+    up, down = line["bytes_up"], line["bytes_down"]
+    assert isinstance(up, int)
+    assert isinstance(down, int)
+    assert up > 200
+    assert down > 200
+    assert line["bytes"] == up + down
     assert len(await house.lines()) == 1
 
 

@@ -80,6 +80,8 @@ class AuditLine:
     credential_id: str | None = None
     credential_version: int | None = None
     bytes: int | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
     duration_ms: float | None = None
 
     def plain(self) -> Mapping[str, str | int | float]:

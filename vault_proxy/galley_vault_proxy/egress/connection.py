@@ -117,7 +117,7 @@ class Connection:
                 requests.go_on(rest)
                 wait_s = IDLE_S
         except RequestError as error:
-            self._tell(None, None, error, time.monotonic(), 0)
+            self._tell(None, None, error, time.monotonic(), (0, 0))
             await refuse_unread(self._client, error)
             await linger(self._client)
 
@@ -136,7 +136,7 @@ class Connection:
 
     async def _answer(self, request: Request) -> bytes | None:
         """Return what belongs to the next request, or None when there is none."""
-        began, before = time.monotonic(), self._passed
+        began, before = time.monotonic(), self._passed()
         self._is_told = False
         grant: Grant | None = None
         failure: RequestError | None = None
@@ -151,7 +151,7 @@ class Connection:
             rest = None
         finally:
             if not self._is_told:
-                self._tell(request, grant, failure, began, self._passed - before)
+                self._tell(request, grant, failure, began, before)
         if failure is not None:
             if request.answered:
                 self._client.abort()
@@ -325,14 +325,20 @@ class Connection:
 
     # The audit
 
-    @property
-    def _passed(self) -> int:
-        return self._client.sent + self._client.received
+    def _passed(self) -> tuple[int, int]:
+        """Out of the sandbox, into it."""
+        return self._client.received, self._client.sent
 
     def _tell(
-        self, request: Request | None, grant: Grant | None, failure: RequestError | None, began: float, passed: int
+        self,
+        request: Request | None,
+        grant: Grant | None,
+        failure: RequestError | None,
+        began: float,
+        before: tuple[int, int],
     ) -> None:
         """One line for each connection to somewhere, and for each that did not come about."""
+        up, down = (now - then for now, then in zip(self._passed(), before, strict=True))
         with suppress(Unavailable):  # nothing more is let through until lines are written again
             self._house.means.audit.record(
                 AuditLine(
@@ -345,7 +351,9 @@ class Connection:
                     thread_id=grant.thread_id if grant else None,
                     host=None if request is None else _asked(request),
                     method=None if request is None else request.method,
-                    bytes=passed,
+                    bytes=up + down,
+                    bytes_up=up,
+                    bytes_down=down,
                     duration_ms=round((time.monotonic() - began) * 1000, 3),
                 )
             )
