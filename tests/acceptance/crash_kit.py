@@ -46,7 +46,8 @@ Event: TypeAlias = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 READY_S = 30.0
 PATIENCE_S = 60.0
-MOVES_WITHIN_S = 3.0
+# Other tests share the cores of a parallel run; the claim is about a machine of one's own.
+MOVES_WITHIN_S = 9.0 if "PYTEST_XDIST_WORKER" in os.environ else 3.0
 TOOLSET: JSON = {
     "type": "agent_toolset_20260401",
     "default_config": {"enabled": True, "permission_policy": {"type": "always_allow"}},

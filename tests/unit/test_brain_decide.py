@@ -247,6 +247,13 @@ def test_too_many_rounds_end_the_turn_with_an_error() -> None:
     assert step.error.type == "tool_use_limit_reached_error"
 
 
+def test_a_model_that_pauses_for_ever_is_ended_too() -> None:
+    pause = answer(stop_reason="pause_turn")
+    step = step_of(*TURN, *pause, *pause, max_rounds=2)
+    assert isinstance(step, GoIdle)
+    assert step.stop_reason == ev.RetriesExhausted()
+
+
 def test_a_terminated_session_does_nothing_more() -> None:
     assert step_of(CREATED, ev.StatusTerminated(id="sevt_t"), HELLO) == Rest()
 

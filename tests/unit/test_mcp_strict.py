@@ -82,4 +82,5 @@ def test_four_megabytes_of_brackets_are_refused_quickly() -> None:
     before = time.perf_counter()
     with pytest.raises(Refusal):
         read_message(b"[" + b"[]," * (4 * 1024 * 1024 // 3))
-    assert time.perf_counter() - before < 2
+    # What grows with the square of the size would take hours; the bound leaves room for a busy machine.
+    assert time.perf_counter() - before < 30

@@ -2,11 +2,11 @@
 
 import os
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import aiosqlite
 import anyio.to_thread
 
 from galley_server.errors import ConfigError, InvalidRequest, Unavailable
@@ -40,7 +40,7 @@ async def backup(source: Path, destination: Path, key: ChainKey) -> Backup:
     uri = await anyio.to_thread.run_sync(_reserve, source, destination, partial)
     try:
         try:
-            await _copy(uri, partial)
+            await anyio.to_thread.run_sync(_copy, uri, partial)
         except sqlite3.Error as error:
             raise unavailable(error, name=f"the backup of {source.name}") from error
         sessions = await anyio.to_thread.run_sync(_check, partial, key)
@@ -62,17 +62,17 @@ def _reserve(source: Path, destination: Path, partial: Path) -> str:
     return readonly_uri(source)
 
 
-async def _copy(source: str, partial: Path) -> None:
-    async with (
-        aiosqlite.connect(source, uri=True, isolation_level=None) as store,
-        aiosqlite.connect(partial, isolation_level=None) as copy,
+def _copy(source: str, partial: Path) -> None:
+    with (
+        closing(sqlite3.connect(source, uri=True, isolation_level=None)) as store,
+        closing(sqlite3.connect(partial, isolation_level=None)) as copy,
     ):
         # Without an open snapshot every write in between would make the copy start again, for ever under load.
-        await store.execute("BEGIN")
-        await store.execute_fetchall("SELECT count(*) FROM sqlite_schema")
-        await store.backup(copy, pages=_PAGES_PER_STEP, sleep=_BREATH_S)
+        store.execute("BEGIN")
+        store.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        store.backup(copy, pages=_PAGES_PER_STEP, sleep=_BREATH_S)
         # One file that needs nothing beside it, not even a folder it may write to.
-        await copy.execute_fetchall("PRAGMA journal_mode = DELETE")
+        copy.execute("PRAGMA journal_mode = DELETE").fetchall()
 
 
 def _check(partial: Path, key: ChainKey) -> int:

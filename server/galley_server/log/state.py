@@ -147,7 +147,7 @@ class SessionState:
     retry: Retry | None = None
     failed: bool = False
     rounds: int = 0
-    """Model requests that ended in tool calls since the turn opened."""
+    """Model requests since the turn opened whose answers ask for another: tool calls, or a pause."""
 
     def apply(self, row: Row) -> None:
         self.seq = row.seq
@@ -197,7 +197,7 @@ class SessionState:
             case row_types.Assistant(blocks=blocks, calls=calls, stop_reason=reason, stop_details=details):
                 self.transcript.append(AssistantTurn(blocks, calls, reason, details))
                 self.retry = None
-                self.rounds += 1 if calls else 0
+                self.rounds += 1 if calls or reason == "pause_turn" else 0
             case row_types.Dispatch(tool_use_id=call_id, incarnation=incarnation):
                 self.calls[call_id].incarnation = self.incarnation = incarnation
             case row_types.RetryAt(attempt=attempt, not_before=not_before):
