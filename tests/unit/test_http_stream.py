@@ -64,10 +64,12 @@ class Source:
         self._then = then
         self._ends = ends
         self.closed = False
+        self.given = 0
 
     async def items(self) -> AsyncGenerator[Item]:
         try:
             for item in self._items:
+                self.given += 1
                 yield item
             if self._then is not None:
                 raise self._then
@@ -90,11 +92,29 @@ async def test_items_become_frames_and_the_end_of_items_ends_the_stream() -> Non
     source = Source(Item("user.message", b'{"n":1}', "row_1"), Item("event_start", b'{"n":2}'), ends=True)
     reader = Reader()
     await run(stream(source), reader)
-    assert reader.frames() == [
-        b'event: user.message\nid: row_1\ndata: {"n":1}\n\n',
-        b'event: event_start\ndata: {"n":2}\n\n',
-    ]
+    assert b"".join(reader.frames()) == (
+        b'event: user.message\nid: row_1\ndata: {"n":1}\n\nevent: event_start\ndata: {"n":2}\n\n'
+    )
     assert reader.ended
+
+
+async def test_items_that_come_at_once_leave_as_one_piece() -> None:
+    reader = Reader()
+    await run(stream(Source(*(Item(f"t{number}") for number in range(5)), ends=True)), reader)
+    assert len(reader.frames()) == 1
+
+
+async def test_what_waits_for_a_slow_reader_is_bounded() -> None:
+    large = Item("a", b"x" * 40_000)
+    source, reader, closing = Source(*[large] * 100), Reader(reads=False), asyncio.Event()
+    answer = stream(source, closing=closing)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        tasks.create_task(answer(SCOPE, reader.receive, reader.send))
+        await reader.started.wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert source.given < 10
+        closing.set()
 
 
 async def test_the_stream_opens_before_its_first_event() -> None:

@@ -155,7 +155,8 @@ class MessagesModel:
         with self._endpoint.client() as client:
             stream = await client.post(
                 "/v1/messages",
-                body=request.body(),
+                # As `body` it would first be copied, value by value, with every earlier turn of the session in it.
+                content=json.dumps(request.body(), ensure_ascii=False, separators=(",", ":")).encode(),
                 cast_to=anthropic.types.Message,
                 stream=True,
                 stream_cls=anthropic.AsyncStream[RawMessageStreamEvent],

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -23,6 +23,7 @@ _HEADERS: Final = [
 ]
 _LAST: Final = "session.deleted"
 _FLUSH_S: Final = 1.0
+_ENOUGH: Final = 64 * 1024
 
 
 class Frame(Protocol):
@@ -55,63 +56,89 @@ class EventStream:
         self._closing = closing
         self._request_id = request_id
         self._pace = pace
-        self._sent_at = asyncio.get_running_loop().time()
+        self._outbox = _Outbox()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         async with asyncio.TaskGroup() as tasks:
+            pump = tasks.create_task(self._pump(), name="pump")
             ends = [
-                tasks.create_task(self._while_read(self._pump(send)), name="pump"),
-                tasks.create_task(self._while_read(self._beat(send)), name="beat"),
+                tasks.create_task(self._send_out(send), name="send out"),
                 tasks.create_task(_hung_up(receive), name="hung up"),
                 tasks.create_task(self._closing.wait(), name="closing"),
             ]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for task in ends:
+            for task in (pump, *ends):
                 task.cancel()
         # A reader that takes nothing must not hold up the end either.
         with suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_S):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _while_read(self, sending: Coroutine[None, None, None]) -> None:
-        try:
-            await sending
-        except TimeoutError:
-            logger.info("%s: stream closed: its reader took nothing for %g s", self._request_id, self._pace.stall_s)
-
-    async def _pump(self, send: Send) -> None:
+    async def _pump(self) -> None:
         try:
             async with aclosing(self._items) as items:
-                # Proxies and some clients hold the headers back until there is a body.
-                await self._write(send, OPENING)
                 async for item in items:
-                    await self._write(send, frame(item.type, item.body, cursor=item.cursor))
+                    await self._outbox.put(frame(item.type, item.body, cursor=item.cursor))
                     if item.type == _LAST:
-                        return
-        except TimeoutError:
-            raise  # of the reader, who is told of in one place
+                        break
         except RequestError as error:
-            await self._write(send, frame("error", envelope(error, self._request_id)))
+            await self._outbox.put(frame("error", envelope(error, self._request_id)))
         except Exception:
             logger.exception("%s: stream failed", self._request_id)
-            await self._write(send, frame("error", envelope(InternalError(), self._request_id)))
+            await self._outbox.put(frame("error", envelope(InternalError(), self._request_id)))
+        self._outbox.end()
 
-    async def _beat(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            quiet = loop.time() - self._sent_at
-            if quiet >= self._pace.heartbeat_s:
-                await self._write(send, HEARTBEAT)
-                quiet = 0.0
-            await asyncio.sleep(self._pace.heartbeat_s - quiet)
+    async def _send_out(self, send: Send) -> None:
+        data: bytes | None = OPENING  # proxies and some clients hold the headers back until there is a body
+        while data is not None:
+            try:
+                async with asyncio.timeout(self._pace.stall_s):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            except TimeoutError:
+                logger.info("%s: stream closed: its reader took nothing for %g s", self._request_id, self._pace.stall_s)
+                return
+            try:
+                async with asyncio.timeout(self._pace.heartbeat_s):
+                    data = await self._outbox.take()
+            except TimeoutError:
+                data = HEARTBEAT
 
-    async def _write(self, send: Send, data: bytes) -> None:
-        # Noted before the write, too: a heartbeat must not queue up behind a frame that waits for a slow reader.
-        self._sent_at = asyncio.get_running_loop().time()
-        async with asyncio.timeout(self._pace.stall_s):
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        self._sent_at = asyncio.get_running_loop().time()
+
+class _Outbox:
+    """Frames on their way out. Those that come at once, as the rows of one commit do, leave as one piece."""
+
+    def __init__(self) -> None:
+        self._frames: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._changed = asyncio.Event()
+        self._taken = asyncio.Event()
+
+    async def put(self, data: bytes) -> None:
+        """Add a frame; waits while more than enough of them wait."""
+        while self._size >= _ENOUGH:
+            self._taken.clear()
+            await self._taken.wait()
+        self._frames.append(data)
+        self._size += len(data)
+        self._changed.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._changed.set()
+
+    async def take(self) -> bytes | None:
+        """Everything that waits, None once there will be nothing more."""
+        while not self._frames and not self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+        if not self._frames:
+            return None
+        data, self._size = b"".join(self._frames), 0
+        self._frames.clear()
+        self._taken.set()
+        return data
 
 
 async def _hung_up(receive: Receive) -> None:
