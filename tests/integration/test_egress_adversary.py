@@ -239,6 +239,15 @@ async def test_host_must_be_where_the_connection_goes(house: Kitchen, secure: Ho
     assert secure.seen == []
 
 
+@pytest.mark.parametrize("said", ["evil.test", "evil.test:443", f"{HOST}:444", ""])
+async def test_a_connect_and_its_host_must_agree(house: Kitchen, said: str) -> None:
+    token = await house.grant(HostRule(HOST))
+    async with house.client() as client:
+        asked = connect(HOST, 443, token).replace(f"Host: {HOST}:443".encode(), f"Host: {said}".encode())
+        assert (await client.ask(asked))[0] == 400
+    assert house.names.asked == []
+
+
 async def test_the_url_and_host_must_agree(house: Kitchen, plain: Host) -> None:
     token = await house.grant(HostRule(OTHER, ports=(plain.port,)))
     async with house.client() as client:

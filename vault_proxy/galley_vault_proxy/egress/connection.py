@@ -17,7 +17,7 @@ from galley_vault_proxy.egress.head import (
     BadRequest,
     Origin,
     absolute_target,
-    check_host,
+    check_connect_host,
     connect_target,
     grant_token,
     path_of,
@@ -185,7 +185,7 @@ class Connection:
 
     async def _connect(self, request: Request, grant: Grant) -> None:
         origin = connect_target(request.target)
-        check_host(request.headers, origin)
+        check_connect_host(request.headers, origin)
         if request.has_body:
             raise BadRequest("a CONNECT has no body", error_code="malformed_request")
         await self._house.means.audit.ready()

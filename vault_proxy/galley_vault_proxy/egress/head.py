@@ -154,6 +154,17 @@ def check_host(headers: Sequence[tuple[bytes, bytes]], origin: Origin) -> None:
             raise BadRequest(f"Host is not {origin.authority}, where this request goes", error_code="host_mismatch")
 
 
+def check_connect_host(headers: Sequence[tuple[bytes, bytes]], origin: Origin) -> None:
+    """As `check_host` for a CONNECT, whose Host some clients write without the port."""
+    for name, value in headers:
+        if name == b"host":
+            said = authority_of(value.decode("latin-1").strip(), "https")
+            if said.host != origin.host or said.port not in (origin.port, _DEFAULT_PORTS["https"]):
+                raise BadRequest(
+                    f"Host is not {origin.authority}, which is to be connected to", error_code="host_mismatch"
+                )
+
+
 def path_of(target: str) -> str:
     return target.partition("?")[0]
 
