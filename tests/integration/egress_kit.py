@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import h11
+from blockbuster import blockbuster_ctx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -396,7 +397,7 @@ class Kitchen:
 
 @asynccontextmanager
 async def kitchen(folder: Path, *, found: Sequence[EnvCredential] = (), opened: bool = True) -> AsyncIterator[Kitchen]:
-    """`opened`: private networks are, so that hosts on this machine are reached."""
+    """`opened`: private networks are, so that hosts on this machine are reached. Nothing may block the loop."""
     names, credentials, authority = Names(), Credentials(found), TestAuthority(folder)
     uds = folder / "egress.sock"
     async with (
@@ -418,7 +419,8 @@ async def kitchen(folder: Path, *, found: Sequence[EnvCredential] = (), opened: 
             uds=uds,
         ) as door,
     ):
-        yield Kitchen(door, registry, audit, names, credentials, authority, uds, folder)
+        with blockbuster_ctx("galley_vault_proxy"):
+            yield Kitchen(door, registry, audit, names, credentials, authority, uds, folder)
 
 
 @asynccontextmanager
