@@ -233,6 +233,15 @@ def test_a_refused_connection_means_that_nothing_was_done() -> None:
     assert not caught.value.done
 
 
+@pytest.mark.parametrize("setting", ["ca_cert", "ca_path", "client_cert"])
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, setting: str) -> None:
+    settings = {setting: tmp_path / "none.pem"}
+    if setting == "client_cert":
+        settings["client_key"] = tmp_path / "none.pem"
+    with _adapter("https://127.0.0.1:1", **settings) as adapter, pytest.raises(Down, match="VAULT_CACERT"):
+        adapter.send(READ)
+
+
 def test_answers_and_requests_do_not_print() -> None:
     assert "s.token" not in repr(READ)
     assert "canary" not in repr(Answer(200, {"data": "canary"}))

@@ -123,23 +123,14 @@ async def _guarded(look: "_Look", vault: _Vault) -> Finding:
 
 
 async def _server(vault: _Vault) -> Finding:
-    answers = frozenset({200, 429, 472, 473, 501, 503})
-    answer = await vault.client.probe(
-        Request("get", "sys/health", "ask for its health", namespaced=False, answers=answers)
-    )
+    answer = await vault.client.probe(kv.HEALTH, tells=False)
     version = str(answer.body.get("version"))
     name = f"{vault.settings.address}, version {version}"
-    match answer.status:
-        case 200:
-            return _judged(name, version)
-        case 429:
-            return Finding("fail", "server", f"{name}, is a standby", "point VAULT_ADDR at the active node")
-        case 501:
-            return Finding("fail", "server", f"{name}, is not initialised", "initialise and unseal it")
-        case 503:
-            return Finding("fail", "server", f"{name}, is sealed", "unseal it")
-        case status:
-            return Finding("fail", "server", f"{name}, says {status}", "point VAULT_ADDR at the active primary")
+    unwell = kv.unwell(answer)
+    if unwell is None:
+        return _judged(name, version)
+    reason, _, fix = unwell.partition(": ")
+    return Finding("fail", "server", f"{name}: {reason}", fix or "initialise and unseal it")
 
 
 def _judged(name: str, version: str) -> Finding:

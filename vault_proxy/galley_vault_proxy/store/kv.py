@@ -16,7 +16,21 @@ from galley_vault_proxy.store.vault_fault import Down
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._-]{1,1024}")
 
-HEALTH: Final = Request("get", "sys/health", "ask for Vault's health", namespaced=False, answers=frozenset({200}))
+_HEALTH: Final = {
+    429: "this node of Vault is a standby: point VAULT_ADDR at the active one",
+    472: "this node of Vault is a disaster-recovery standby: point VAULT_ADDR at the primary",
+    473: "this node of Vault is a performance standby: point VAULT_ADDR at the active one",
+    501: "Vault is not initialised",
+    503: "Vault is sealed",
+}
+HEALTH: Final = Request(
+    "get", "sys/health", "ask for Vault's health", namespaced=False, answers=frozenset({200, *_HEALTH})
+)
+
+
+def unwell(health: Answer) -> str | None:
+    """What keeps it from serving, as its health check tells. None does not mean that it serves."""
+    return _HEALTH.get(health.status)
 
 
 def read(mounts: VaultMounts, ref: SecretRef) -> Request:

@@ -17,9 +17,9 @@ from galley_vault_proxy.settings import VaultMounts
 from galley_vault_proxy.store.gate import Gate
 from galley_vault_proxy.store.leases import Held, Leases
 from galley_vault_proxy.store.names import vault_name
-from galley_vault_proxy.store.proxy_identity import ProxyIdentity
+from galley_vault_proxy.store.proxy_identity import ProxyIdentity, fault_to_error
 from galley_vault_proxy.store.vault_adapter import OWN_SESSION, Json, Request, text_of, whole_of
-from galley_vault_proxy.store.vault_fault import Down, Invalid, Missing, VaultFault
+from galley_vault_proxy.store.vault_fault import Invalid, VaultFault
 from galley_vault_proxy.turns import Turns
 
 TTL_S: Final = 900
@@ -75,7 +75,7 @@ class SessionTokens:
                     again=True,
                 )
             )
-        except (Invalid, Missing):
+        except Invalid:
             return False
         return True
 
@@ -110,6 +110,8 @@ class SessionTokens:
     async def renew_due(self) -> None:
         """Renew what has come to half its life. One that cannot be renewed is left to end."""
         now = asyncio.get_running_loop().time()
+        for key in [key for key, token in self._tokens.items() if token.ends <= now]:
+            del self._tokens[key]
         due = [
             token
             for token in self._tokens.values()
@@ -226,10 +228,10 @@ class SessionTokens:
                     again=True,
                 )
             )
-        except (Invalid, Missing):
-            pass  # it is dead already
-        except Down as fault:
-            raise StoreUnavailable(fault.message) from None
+        except VaultFault as fault:
+            # Of a dead token OpenBao says nothing here, and others this.
+            if not isinstance(fault, Invalid) or not fault.says("invalid accessor"):
+                raise fault_to_error(fault) from None
         await self._leases.remove(accessor)
 
     async def _revoke_quietly(self, accessor: str, session_id: str) -> None:

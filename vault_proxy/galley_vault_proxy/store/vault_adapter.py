@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 import requests
+import urllib3.exceptions
 from hvac.adapters import RawAdapter  # type: ignore[import-untyped]
 from pydantic import JsonValue
 from requests.adapters import HTTPAdapter
@@ -127,6 +128,15 @@ class VaultAdapter:
                 return _answer(request, response.status_code, _body(response))
         except requests.RequestException as error:
             raise network_fault(error) from None
+        except OSError:
+            # Not of the network: `requests` looks for these files before it connects.
+            raise Down(
+                "a file of VAULT_CACERT, VAULT_CAPATH, VAULT_CLIENT_CERT or VAULT_CLIENT_KEY cannot be read",
+                done=False,
+                passing=False,
+            ) from None
+        except urllib3.exceptions.HTTPError as error:
+            raise Down(f"the request to Vault failed ({type(error).__name__})", done=True) from None
 
     def _raw(self, settings: VaultSettings, *, namespace: str | None) -> RawAdapter:
         return RawAdapter(

@@ -67,14 +67,15 @@ class VaultClient:
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
         raise AssertionError("the last try either answers or raises")
 
-    async def probe(self, request: Request) -> Answer:
-        """Send once, breaker or not. Raises VaultFault."""
+    async def probe(self, request: Request, *, tells: bool = True) -> Answer:
+        """Send once, breaker or not. `tells`: its success means that Vault is well. Raises VaultFault."""
         try:
             answer = await self._once(request, self._timeout_s)
         except Down as fault:
             self._note(fault)
             raise
-        self._breaker.succeeded()
+        if tells:
+            self._breaker.succeeded()
         return answer
 
     def _note(self, fault: Down) -> None:

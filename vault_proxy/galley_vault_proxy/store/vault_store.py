@@ -112,9 +112,11 @@ class VaultStore:
             found = self._cache.get(session_id, ref, asyncio.get_running_loop().time())
             if found is not None:
                 return found
-        # Whoever asks meanwhile gets this answer; whoever asks afresh gets his own.
-        async with self._reading.take(f"{session_id} {ref.vault_id} {ref.credential_id} {fresh}"):
-            found = None if fresh else self._cache.get(session_id, ref, asyncio.get_running_loop().time())
+        if fresh:
+            return await self._errands.run(self._read(gate, ref), name="vault-read")
+        # Whoever asks meanwhile gets this answer.
+        async with self._reading.take(f"{session_id} {ref.vault_id} {ref.credential_id}"):
+            found = self._cache.get(session_id, ref, asyncio.get_running_loop().time())
             if found is not None:
                 return found
             return await self._errands.run(self._read(gate, ref), name="vault-read")
@@ -213,7 +215,9 @@ class VaultStore:
     async def ready(self) -> None:
         # With a full audit disk health says 200 and every request fails; sealed, a token cannot be looked up.
         try:
-            await self._client.probe(kv.HEALTH)
+            unwell = kv.unwell(await self._client.probe(kv.HEALTH, tells=False))
+            if unwell is not None:
+                raise StoreUnavailable(unwell)
             await self._identity.check()
         except VaultFault as fault:
             raise fault_to_error(fault) from None
