@@ -387,6 +387,9 @@ def test_a_namespace_is_a_vault_of_its_own(vault: Vault) -> None:
     vault.ask("POST", vault.secret(), {"data": {"a": "1"}}, token=vault.proxy)
     assert vault.ask("GET", vault.secret(), token=token["client_token"])["data"]["data"] == {"a": "1"}
     assert vault.no("GET", "sys/health") == (400, ["operation unavailable in namespaces"])
+    elsewhere = (400, ["operation only available in root namespace"])
+    assert vault.no("GET", "sys/audit") == elsewhere
+    assert vault.no("POST", "sys/config/auditing/request-headers/x-a", {"hmac": False}) == elsewhere
     accessor = {"accessor": token["accessor"]}
     elsewhere = (500, ["1 error occurred:\n\t* cannot lookup token in different namespace\n\n"])
     assert outside.no("POST", "auth/token/revoke-accessor", accessor, token=outside.proxy) == elsewhere

@@ -180,7 +180,8 @@ async def test_a_signed_token_from_a_file(vault: TestVault, tmp_path: Path, kind
         common: Json = {"token_policies": ["galley-proxy"], "token_no_default_policy": True, "token_period": 3600}
         await operator.write(f"auth/{kind}/role/proxy", {**common, **role})
     file = tmp_path / "jwt"
-    claims: dict[str, Any] = {"sub": "system:serviceaccount:galley:proxy", "exp": int(time.time()) + 600}
+    now = int(time.time())
+    claims: dict[str, Any] = {"sub": "system:serviceaccount:galley:proxy", "iat": now, "exp": now + 600}
     if kind == "jwt":
         claims["aud"] = "vault"
     await asyncio.to_thread(file.write_text, jwt.encode(claims, private, algorithm="ES256"))
@@ -238,16 +239,32 @@ async def test_vault_may_be_away_when_the_proxy_starts(tmp_path: Path) -> None:
 
 
 async def test_everything_works_inside_a_namespace(vault: TestVault, tmp_path: Path) -> None:
-    root = Secret(vault.add_namespace("team"))
+    root, said = Secret(vault.add_namespace("team")), list[str]()
     inside = replace(_settings(vault, TokenAuth(root), "token"), namespace="team")
-    await bootstrap(inside, root, Wanted(), write=True, say=lambda _: None)
+    await bootstrap(inside, root, Wanted(), write=True, say=said.append)
+    assert [line for line in said if line.startswith("  !")] == [
+        "  ! audit header x-galley-session: ask an administrator of the root namespace for "
+        "`vault write sys/config/auditing/request-headers/x-galley-session hmac=false`"
+    ]
     async with Operator.open(inside, root) as operator:
         body: Json = {"policies": ["galley-proxy"], "no_default_policy": True, "ttl": "1h"}
         made = await operator.write("auth/token/create-orphan", body)
     own = Secret(text_of(made.part("auth"), "client_token"))
     await _use(replace(inside, auth=TokenAuth(own)), tmp_path)
     assert vault.run(lambda: [token for token in vault.namespaces["team"].tokens.by_id.values() if token.role]) == []
-    assert {seen.namespace for seen in vault.seen if seen.path != "sys/health"} == {"team"}
+    outside = {seen.path for seen in vault.seen if not seen.namespace}
+    # These two exist for the whole server only.
+    assert outside == {"sys/health", "sys/config/auditing/request-headers/x-galley-session"}
+
+
+async def test_an_administrator_of_all_namespaces_bootstraps_one(vault: TestVault) -> None:
+    vault.add_namespace("team")
+    root = Secret(vault.root_token)
+    inside = replace(_settings(vault, TokenAuth(root), "token"), namespace="team")
+    said: list[str] = []
+    await bootstrap(inside, root, Wanted(), write=True, say=said.append)
+    assert "  + audit header x-galley-session: in plain text" in said
+    assert vault.root.audit_headers == {"x-galley-session": False}
 
 
 async def test_a_hand_over_works_inside_a_namespace(vault: TestVault, tmp_path: Path) -> None:

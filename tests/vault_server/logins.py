@@ -11,6 +11,8 @@ from pydantic import JsonValue
 from tests.vault_server.answers import Failure, Json, Reply, Unsupported, only, seconds, text, words
 from tests.vault_server.tokens import Tokens, shown_cidrs
 
+_LEEWAY_S = 150
+
 
 class Login(Protocol):
     kind: str
@@ -127,6 +129,9 @@ class Jwt:
                 )
             except jwt.PyJWTError:
                 continue
+            # Without these it is taken to be valid for the last moments before its end.
+            if claims.get("iat", claims.get("nbf", claims["exp"] - _LEEWAY_S)) > self._tokens.clock() + _LEEWAY_S:
+                raise Failure(400, "error validating token: invalid not before (nbf) claim: token not yet valid")
             return _issued(self._tokens, role, path, {"role": text(body, "role")}, f"{self.kind}-{claims['sub']}")
         raise Failure(400, "error validating token: no known key successfully validated the token signature")
 

@@ -144,6 +144,8 @@ class Namespace:
         return next((mount for mount in mounts if path == mount or path.startswith(mount + "/")), None)
 
     def _sys(self, token: Token, method: str, path: str, body: Json) -> Reply:
+        if self._parent is not None and path.startswith(("config/auditing", "audit")):
+            raise Failure(400, "operation only available in root namespace")
         match path.split("/"), method:
             case ["mounts"], "read":
                 return Reply(data={f"{name}/": self._mount(engine.kind) for name, engine in self.engines.items()})

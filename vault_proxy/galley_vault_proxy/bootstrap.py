@@ -16,7 +16,7 @@ from galley_vault_proxy.errors import ConfigError
 from galley_vault_proxy.secret import Secret
 from galley_vault_proxy.settings import VaultSettings
 from galley_vault_proxy.store import vault_setup
-from galley_vault_proxy.store.operator import Operator, operators_settings, print_line
+from galley_vault_proxy.store.operator import Operator, audit_header_path, operators_settings, print_line
 from galley_vault_proxy.store.proxy_identity import fault_to_error
 from galley_vault_proxy.store.vault_adapter import Json, Method, text_of
 from galley_vault_proxy.store.vault_fault import VaultFault
@@ -27,11 +27,15 @@ _CIDR: Final = re.compile(r"[0-9a-fA-F:.]{2,45}/[0-9]{1,3}")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that Vault is to hold. `writes` is empty when it holds it already."""
+    """One thing that Vault is to hold.
+
+    Without `writes` it holds it already, or `change` says who else must do something about it.
+    """
 
     name: str
     change: str
     writes: tuple[tuple[Method, str, Json], ...]
+    namespaced: bool = True
 
 
 async def plan(vault: Operator, settings: VaultSettings, wanted: Wanted) -> AsyncIterator[Step]:
@@ -68,10 +72,10 @@ async def bootstrap(
             async for step in plan(vault, settings, wanted):
                 changes += bool(step.writes)
                 if not step.writes:
-                    say(f"  = {step.name}")
+                    say(f"  ! {step.name}: {step.change}" if step.change else f"  = {step.name}")
                     continue
                 for method, path, body in step.writes if write else ():
-                    await vault.write(path, body, method=method)
+                    await vault.write(path, body, method=method, namespaced=step.namespaced)
                 say(f"  {'+' if write else '?'} {step.name}: {step.change}")
             if write and wanted.approle is not None:
                 await _say_role_id(vault, settings, wanted.approle, say)
@@ -219,13 +223,19 @@ def _words(values: Sequence[JsonValue]) -> list[str]:
 
 
 async def _audit_header(vault: Operator) -> Step:
-    path = f"sys/config/auditing/request-headers/{vault_setup.AUDIT_HEADER}"
-    name = f"audit header {vault_setup.AUDIT_HEADER}"
-    found = await vault.read_or_refused(path)
-    setting = None if found is None else found.part("data").get(vault_setup.AUDIT_HEADER)
+    header = vault_setup.AUDIT_HEADER
+    name = f"audit header {header}"
+    try:
+        found = await vault.read_audit_header(header)
+    except ConfigError:
+        # The token of a namespace may do everything in there, and this is not in there.
+        path = audit_header_path(header)
+        return Step(name, f"ask an administrator of the root namespace for `vault write {path} hmac=false`", ())
+    setting = None if found is None else found.part("data").get(header)
     if setting == {"hmac": False}:
         return Step(name, "", ())
-    return Step(name, "in plain text", (("post", path, {"hmac": False}),))
+    body: Json = {"hmac": False}
+    return Step(name, "in plain text", (("post", audit_header_path(header), body),), namespaced=False)
 
 
 async def _say_role_id(vault: Operator, settings: VaultSettings, role: str, say: Callable[[str], None]) -> None:

@@ -260,8 +260,8 @@ async def _audit_log(vault: _Vault) -> Finding:
     header = vault_setup.AUDIT_HEADER
     operator = Operator(vault.client, vault.operator)
     try:
-        devices = await operator.read("sys/audit")
-        found = await operator.read_or_refused(f"sys/config/auditing/request-headers/{header}")
+        devices = await operator.read("sys/audit", namespaced=False)
+        found = await operator.read_audit_header(header)
     except ConfigError:
         return Finding("unknown", "audit log", "VAULT_TOKEN may not look at it", fix)
     if devices is None or not devices.part("data"):

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from galley_vault_proxy.errors import ConfigError
@@ -26,6 +26,10 @@ def operators_settings(environ: Mapping[str, str]) -> tuple[VaultSettings, Secre
     return settings, Secret(token)
 
 
+def audit_header_path(name: str) -> str:
+    return f"sys/config/auditing/request-headers/{name}"
+
+
 def print_line(line: str) -> None:
     sys.stdout.write(line + "\n")
 
@@ -43,31 +47,32 @@ class Operator:
         async with VaultClient.open(settings) as client:
             yield cls(client, token)
 
-    async def read(self, path: str, *, method: Method = "get") -> Answer | None:
-        """None when there is nothing. Raises ConfigError when the token may not."""
+    async def read(self, path: str, *, method: Method = "get", namespaced: bool = True) -> Answer | None:
+        """None when there is nothing. Raises ConfigError when the token may not.
+
+        Not `namespaced`: what concerns the whole server can be asked for in the root namespace only.
+        """
         try:
-            return await self._send(Request(method, path, f"read {path}", again=True))
+            return await self._send(Request(method, path, f"read {path}", again=True, namespaced=namespaced))
         except Missing:
             return None
 
-    async def read_or_refused(self, path: str) -> Answer | None:
-        """Like `read`, for paths where Vault says 400 to what is not there."""
+    async def read_audit_header(self, name: str) -> Answer | None:
+        """Vault says 400, and not 404, when it is not recorded."""
         try:
-            return await self.read(path)
+            return await self.read(audit_header_path(name), namespaced=False)
         except Invalid:
             return None
 
-    async def write(self, path: str, body: Json, *, method: Method = "post") -> Answer:
-        return await self._send(Request(method, path, f"write {path}", body))
+    async def write(self, path: str, body: Json, *, method: Method = "post", namespaced: bool = True) -> Answer:
+        return await self._send(Request(method, path, f"write {path}", body, namespaced=namespaced))
 
     async def delete(self, path: str) -> None:
         await self._send(Request("delete", path, f"delete {path}", again=True))
 
     async def _send(self, request: Request) -> Answer:
         try:
-            return await self.client.send(
-                Request(request.method, request.path, request.what, request.body, token=self.token, again=request.again)
-            )
+            return await self.client.send(replace(request, token=self.token))
         except Refused:
             raise ConfigError(
                 f"VAULT_TOKEN may not {request.what}: use an operator's token, made in VAULT_NAMESPACE if that is set"
