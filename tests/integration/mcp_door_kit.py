@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from galley_vault_proxy.audit import Audit, AuditQuery
+from galley_vault_proxy.audit import Audit, AuditLine, AuditQuery
 from galley_vault_proxy.config import StdioServer
 from galley_vault_proxy.credentials.port import EnvCredential, Injection
 from galley_vault_proxy.grant import rows
@@ -75,13 +75,23 @@ def _plain(url: str) -> str:
     return "".join(c for c in url if c.isalnum())[-40:]
 
 
+class WatchedAudit(Audit):
+    """An audit that a test can wait for."""
+
+    told: asyncio.Event
+
+    def record(self, line: AuditLine) -> None:
+        super().record(line)
+        self.told.set()
+
+
 @dataclass
 class Opened:
     """A running door."""
 
     url: str
     registry: Registry
-    audit: Audit
+    audit: WatchedAudit
     credentials: KnownCredentials
     pins: PinStore
     closing: asyncio.Event
@@ -96,6 +106,14 @@ class Opened:
         expires_in: float = 600,
     ) -> str:
         return await self.registry.issue(grant(servers, tools=tools, session=session, tunnel=tunnel, s=expires_in))
+
+    async def line(self, **wanted: str) -> dict[str, object]:
+        """The first line of this kind, as soon as there is one."""
+        async with asyncio.timeout(5):
+            while not (found := await self.lines(**wanted)):
+                self.audit.told.clear()
+                await self.audit.told.wait()
+        return found[0]
 
     async def lines(self, **wanted: str) -> list[dict[str, object]]:
         page = await self.audit.query(AuditQuery(limit=1000))
@@ -137,9 +155,10 @@ async def open_door(
     credentials = KnownCredentials()
     async with (
         State.open(home / "state.db", (rows.SCHEMA, PINS)) as state,
-        Audit.open(home / "audit", max_bytes=8 << 20) as audit,
+        WatchedAudit.open(home / "audit", max_bytes=8 << 20) as audit,
         Registry.open(state, key=b"k" * 32, gate=NoGate()) as registry,
     ):
+        audit.told = asyncio.Event()
         kept = pins or StatePins(state)
         async with McpDoor.open(
             registry=registry,

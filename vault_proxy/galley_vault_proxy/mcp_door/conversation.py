@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+from galley_vault_proxy.mcp_door.beside import ungrouped
 from galley_vault_proxy.mcp_door.failure import RpcError, ServerFailed
 from galley_vault_proxy.mcp_door.http_link import PARAM_HEADERS, error_of
 from galley_vault_proxy.mcp_door.jsonrpc import Object, error_message
@@ -112,7 +113,7 @@ class Conversation:
         )
         message = self._message(id_, call, given, has_token=token is not None)
         asked: list[asyncio.Task[None]] = []
-        try:
+        with ungrouped():
             async with asyncio.TaskGroup() as tasks, aclosing(self._link.ask(message, call.via)) as messages:
                 async for got in messages:
                     if "method" not in got:
@@ -124,10 +125,6 @@ class Conversation:
                         asked.append(tasks.create_task(self._asked(got, question, call.via), name="mcp-question"))
                     else:
                         await notice(_with_token(got, id_, token))
-        except BaseExceptionGroup as group:
-            if len(group.exceptions) == 1:
-                raise group.exceptions[0] from None
-            raise
         raise ServerFailed("the server did not answer", reason="no_answer")
 
     def _message(self, id_: int, call: Call, given: Mapping[str, Any], *, has_token: bool) -> Wire:

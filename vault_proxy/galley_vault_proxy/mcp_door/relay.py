@@ -104,7 +104,8 @@ class Relay:
 
         A refusal is never passed on: the client would go and ask its user for a token that is none of its business.
         """
-        injection = visit.injection
+        # Not the visit's: it may have been renewed a moment ago, to list the tools.
+        injection = screen.injection
         async with self._sent(visit, up, injection) as response:
             if not _unauthorized(response):
                 _passable(response)

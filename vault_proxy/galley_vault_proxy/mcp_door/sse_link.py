@@ -8,6 +8,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx2
 
+from galley_vault_proxy.mcp_door.beside import ungrouped
 from galley_vault_proxy.mcp_door.failure import ServerFailed, ServerStatus
 from galley_vault_proxy.mcp_door.jsonrpc import dump, read_from_server
 from galley_vault_proxy.mcp_door.limits import Limits
@@ -29,18 +30,19 @@ async def run_sse(relay: Relay, limits: Limits, unasked: Unasked, via: Via) -> A
                 raise ServerStatus(visit.rule.name, response.status_code, [])
 
     pipe = Pipe(send, unasked)
-    async with asyncio.TaskGroup() as tasks:
-        reader = tasks.create_task(_read(relay, limits, via, pipe, endpoint), name="mcp-sse")
-        try:
-            async with asyncio.timeout(limits.list_s):
-                await asyncio.shield(endpoint)
-            yield pipe
-        except TimeoutError:
-            raise ServerFailed("the server does not open its event stream", reason="sse_timeout") from None
-        finally:
-            reader.cancel()
-            if not endpoint.done():
-                endpoint.cancel()
+    with ungrouped():
+        async with asyncio.TaskGroup() as tasks:
+            reader = tasks.create_task(_read(relay, limits, via, pipe, endpoint), name="mcp-sse")
+            try:
+                async with asyncio.timeout(limits.list_s):
+                    await asyncio.shield(endpoint)
+                yield pipe
+            except TimeoutError:
+                raise ServerFailed("the server does not open its event stream", reason="sse_timeout") from None
+            finally:
+                reader.cancel()
+                if not endpoint.done():
+                    endpoint.cancel()
 
 
 async def _read(relay: Relay, limits: Limits, via: Via, pipe: Pipe, endpoint: "asyncio.Future[str]") -> None:

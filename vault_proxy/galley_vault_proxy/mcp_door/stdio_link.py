@@ -9,6 +9,7 @@ from typing import Final
 from galley_vault_proxy.config import StdioServer
 from galley_vault_proxy.credentials.port import Injection
 from galley_vault_proxy.mcp_door import stdio_cage
+from galley_vault_proxy.mcp_door.beside import ungrouped
 from galley_vault_proxy.mcp_door.failure import ServerFailed
 from galley_vault_proxy.mcp_door.jsonrpc import dump, read_from_server
 from galley_vault_proxy.mcp_door.limits import Limits
@@ -43,18 +44,21 @@ async def run_stdio(
         ) from None
     logger.info("stdio server %s started as process %d", server.name, process.pid)
     pipe = Pipe(_Sender(process, server.name).send, unasked)
-    async with asyncio.TaskGroup() as tasks:
-        readers = [
-            tasks.create_task(_read(process, pipe, server.name), name=f"stdio-{server.name}"),
-            tasks.create_task(_log(process, patterns, server.name), name=f"stdio-{server.name}-log"),
-        ]
-        try:
-            yield pipe
-        finally:
-            pipe.lost(ServerFailed(f"the stdio server {server.name} was ended", reason="server_ended"))
-            await _end(process)
-            for reader in readers:
-                reader.cancel()
+    with ungrouped():
+        async with asyncio.TaskGroup() as tasks:
+            readers = [
+                tasks.create_task(_read(process, pipe, server.name), name=f"stdio-{server.name}"),
+                tasks.create_task(_log(process, patterns, server.name), name=f"stdio-{server.name}-log"),
+            ]
+            try:
+                yield pipe
+            finally:
+                pipe.lost(ServerFailed(f"the stdio server {server.name} was ended", reason="server_ended"))
+                await _end(process)
+                # Its pipes end with it; they are read to their end, or they would stay open.
+                await asyncio.wait(readers, timeout=_END_S)
+                for reader in readers:
+                    reader.cancel()
 
 
 class _Sender:
@@ -90,6 +94,8 @@ async def _read(process: asyncio.subprocess.Process, pipe: Pipe, name: str) -> N
     except ValueError:
         why = "sent a line that is too long"
     pipe.lost(ServerFailed(f"the stdio server {name} {why}", reason="server_ended"))
+    while await process.stdout.read(1 << 16):
+        pass
 
 
 async def _log(process: asyncio.subprocess.Process, patterns: Patterns, name: str) -> None:
