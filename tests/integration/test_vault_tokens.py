@@ -13,7 +13,8 @@ from galley_vault_proxy.secret import Secret
 from galley_vault_proxy.settings import TokenAuth
 from galley_vault_proxy.store import kv
 from galley_vault_proxy.store.names import vault_name
-from galley_vault_proxy.store.vault_adapter import Request
+from galley_vault_proxy.store.session_tokens import SessionToken
+from galley_vault_proxy.store.vault_adapter import Request, text_of
 from galley_vault_proxy.store.vault_client import VaultClient
 from galley_vault_proxy.store.vault_fault import Refused
 
@@ -160,6 +161,67 @@ async def test_a_token_never_outlives_its_session(bench: VaultBench) -> None:
     await bench.store.read("sesn_short", REF)
     (token,) = _session_tokens(bench)
     assert 90 <= token.ttl_s <= 100
+
+
+def _age(bench: VaultBench, rest_s: float) -> SessionToken:
+    """Bring the session's one token near its end, as the proxy counts."""
+    (held,) = bench.store._tokens._tokens.values()
+    held.ends = asyncio.get_running_loop().time() + rest_s
+    return held
+
+
+async def test_a_token_is_renewed_at_half_its_life_by_its_accessor(bench: VaultBench) -> None:
+    await bench.read()
+    await bench.store._tokens.renew_due()
+    assert bench.new("renew-accessor") == []
+    held = _age(bench, 400)
+    await bench.store._tokens.renew_due()
+    (seen,) = bench.new("renew-accessor")
+    assert (seen.body, seen.session) == ({"accessor": held.accessor, "increment": 900}, SESSION)
+    assert held.ends - asyncio.get_running_loop().time() > 850
+
+
+async def test_a_renewal_never_reaches_past_the_sessions_end(bench: VaultBench) -> None:
+    await bench.store.open_session(SESSION, (REF.vault_id,), later(timedelta(seconds=600)))
+    await bench.read()
+    _age(bench, 100)
+    await bench.store._tokens.renew_due()
+    (seen,) = bench.new("renew-accessor")
+    assert isinstance(increment := seen.body["increment"], int)
+    assert 590 <= increment <= 600
+    bench.mark()
+    _age(bench, 700)
+    await bench.store._tokens.renew_due()
+    assert bench.new("renew-accessor") == []
+
+
+async def test_a_token_at_its_ceiling_is_replaced_at_the_next_use(bench: VaultBench) -> None:
+    await bench.read()
+    _age(bench, 100)
+    bench.vault.advance(25 * 3600)
+    await bench.store._tokens.renew_due()
+    bench.vault.run(lambda: _new_own_token(bench))
+    assert await bench.read(fresh=True) == "of vlt_one"
+    assert len(bench.new("auth/token/create/")) == 2
+
+
+def _new_own_token(bench: VaultBench) -> None:
+    """The proxy's own token, which has died of old age too, lives again."""
+    assert isinstance(bench.settings.auth, TokenAuth)
+    tokens = bench.vault.root.tokens
+    made = tokens.create({"policies": ["galley-proxy"], "no_default_policy": True, "ttl": "1h"}, path="auth/token/x")
+    token = tokens.living(text_of(made.auth or {}, "client_token"))
+    assert token is not None
+    tokens.by_id[bench.settings.auth.token.reveal()] = token
+
+
+async def test_a_renewal_that_fails_leaves_the_token_as_it_is(bench: VaultBench) -> None:
+    await bench.read()
+    held = _age(bench, 100)
+    bench.vault.run(bench.vault.root.tokens.roles.clear)
+    await bench.store._tokens.renew_due()
+    assert 90 < held.ends - asyncio.get_running_loop().time() <= 100
+    assert await bench.read(fresh=True) == "of vlt_one"
 
 
 async def test_the_end_of_a_session_revokes_its_tokens(bench: VaultBench) -> None:

@@ -190,6 +190,7 @@ class SessionTokens:
                         {"accessor": token.accessor, "increment": min(TTL_S, rest_s)},
                         session=token.gate.session_id,
                         again=True,
+                        telling=False,  # with its role deleted, a token's renewal is a 500
                     )
                 )
                 lasts_s = whole_of(answer.part("auth"), "lease_duration")

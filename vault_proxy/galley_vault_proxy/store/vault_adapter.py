@@ -38,6 +38,7 @@ class Request:
     """One request. `what` completes "Vault refuses to ..."; `again`: harmless to send twice.
 
     `patient`: wait as long as Vault itself may take, because the answer matters even when nobody waits for it.
+    `telling`: that it fails says that Vault is not well.
     """
 
     method: Method
@@ -50,6 +51,7 @@ class Request:
     again: bool = False
     patient: bool = False
     namespaced: bool = True
+    telling: bool = True
     answers: frozenset[int] = field(default=_DONE)
 
     def __repr__(self) -> str:

@@ -55,8 +55,8 @@ class VaultClient:
             try:
                 answer = await self._once(request, until - loop.time())
             except Down as fault:
-                self._note(fault)
                 if pause is None or not _worth_a_retry(request, fault) or loop.time() + pause >= until:
+                    self._note(request, fault)
                     raise
             except VaultFault:
                 self._breaker.succeeded()  # it answers
@@ -72,14 +72,14 @@ class VaultClient:
         try:
             answer = await self._once(request, self._timeout_s)
         except Down as fault:
-            self._note(fault)
+            self._note(request, fault)
             raise
         if tells:
             self._breaker.succeeded()
         return answer
 
-    def _note(self, fault: Down) -> None:
-        if fault.ill:
+    def _note(self, request: Request, fault: Down) -> None:
+        if fault.ill and request.telling:
             self._breaker.failed(fault.message, asyncio.get_running_loop().time())
 
     async def _once(self, request: Request, timeout_s: float) -> Answer:
