@@ -110,10 +110,11 @@ class Opened:
     async def line(self, **wanted: str) -> dict[str, object]:
         """The first line of this kind, as soon as there is one."""
         async with asyncio.timeout(5):
-            while not (found := await self.lines(**wanted)):
+            while True:
                 self.audit.told.clear()
+                if found := await self.lines(**wanted):
+                    return found[0]
                 await self.audit.told.wait()
-        return found[0]
 
     async def lines(self, **wanted: str) -> list[dict[str, object]]:
         page = await self.audit.query(AuditQuery(limit=1000))
