@@ -10,14 +10,14 @@ import math
 import statistics
 import sys
 import time
-from asyncio import StreamReader, StreamWriter
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
+from contextlib import AsyncExitStack
 
 import anthropic
 import httpx2
 
-from bench._server import KEY, MODEL_KEY, Served, scripted_model, served
+from bench._server import MODEL_KEY, Served, scripted_model, served
+from bench._wire import Wire
 
 SESSIONS = 64
 WINDOWS = 5
@@ -28,60 +28,8 @@ LEAST_OF_IDEAL = 0.85
 LEAST_OF_SDK = 0.5
 QUESTION = "Say a word."
 SYSTEM = "You are a cook."
-IDLE = b"event: session.status_idle\n"
-ASKED = b'{"events":[{"type":"user.message","content":[{"type":"text","text":"%s"}]}]}' % QUESTION.encode()
 
 Turn = Callable[[int], Awaitable[None]]
-
-
-class Session:
-    """One session, over plain sockets: a client library in this process would cost as much as the server's turn."""
-
-    def __init__(self, server: Served, session_id: str) -> None:
-        self._server = server
-        self._path = f"/v1/sessions/{session_id}/events"
-        self._idle = asyncio.Event()
-        self.listening = asyncio.Event()
-        self._line: tuple[StreamReader, StreamWriter] | None = None
-
-    async def listen(self) -> None:
-        reader, writer = await self._connected()
-        writer.write(self._head("GET", self._path + "/stream") + b"\r\n")
-        await _answered(reader)
-        self.listening.set()
-        seen = b""
-        while data := await reader.read(65_536):
-            seen = seen[-len(IDLE) :] + data
-            if IDLE in seen:
-                seen = b""
-                self._idle.set()
-
-    async def turn(self) -> None:
-        if self._line is None:
-            self._line = await self._connected()
-        reader, writer = self._line
-        self._idle.clear()
-        writer.write(self._head("POST", self._path) + b"content-length: %d\r\n\r\n" % len(ASKED) + ASKED)
-        await reader.readexactly(await _answered(reader))
-        await self._idle.wait()
-
-    async def _connected(self) -> tuple[StreamReader, StreamWriter]:
-        url = urlsplit(self._server.url)
-        return await asyncio.open_connection(url.hostname, url.port)
-
-    def _head(self, method: str, path: str) -> bytes:
-        return (
-            f"{method} {path} HTTP/1.1\r\nhost: bench\r\nx-api-key: {KEY}\r\ncontent-type: application/json\r\n"
-        ).encode()
-
-
-async def _answered(reader: StreamReader) -> int:
-    """The length of the body of an answer that must be a good one."""
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    if not head.startswith(b"http/1.1 200"):
-        raise RuntimeError(f"the server answered {head[:60]!r}")
-    _, found, rest = head.partition(b"content-length: ")
-    return int(rest.partition(b"\r")[0]) if found else 0
 
 
 async def rate(turn: Turn, turns: int) -> float:
@@ -118,14 +66,13 @@ async def steady_rate(turn: Turn) -> float:
     return statistics.median(ended) / WINDOW_S
 
 
-async def sessions_of(server: Served) -> list[Session]:
+async def new_sessions(server: Served) -> list[str]:
     async with httpx2.AsyncClient(base_url=server.url, headers=server.headers, timeout=60) as client:
         recipe = {"name": "a", "model": "scripted-1", "system": SYSTEM}
         agent = (await client.post("/v1/agents", json=recipe)).json()["id"]
         environment = (await client.post("/v1/environments", json={"name": "e"})).json()["id"]
         body = {"agent": agent, "environment_id": environment}
-        made = [await client.post("/v1/sessions", json=body) for _ in range(SESSIONS)]
-        return [Session(server, answer.json()["id"]) for answer in made]
+        return [(await client.post("/v1/sessions", json=body)).json()["id"] for _ in range(SESSIONS)]
 
 
 class Bare:
@@ -156,15 +103,14 @@ async def measure() -> bool:
 
 
 async def through_galley(server: Served, measured: Callable[[Turn], Awaitable[float]]) -> float:
-    sessions = await sessions_of(server)
-    async with asyncio.TaskGroup() as tasks:
-        listeners = [tasks.create_task(session.listen()) for session in sessions]
-        for session in sessions:
-            await session.listening.wait()
-        found = await measured(lambda number: sessions[number].turn())
-        for listener in listeners:
-            listener.cancel()
-    return found
+    async with AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(Wire.open(server, session)) for session in await new_sessions(server)]
+
+        async def turn(number: int) -> None:
+            await wires[number].say(QUESTION)
+            await wires[number].hear(b"session.status_idle")
+
+        return await measured(turn)
 
 
 async def against_sdk(model_url: str, turn: Turn) -> float:
