@@ -1,7 +1,8 @@
 """The door's own answers, and sending one: bounded, so that a client that stops reading holds nothing for long."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -69,8 +70,11 @@ def result_answer(id_: RequestId | None, result: Object) -> Answer:
 class Reply:
     """The answer to one HTTP request, begun at most once."""
 
-    def __init__(self, send: Send, *, patience_s: float, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(
+        self, send: Send, tasks: asyncio.TaskGroup, *, patience_s: float, extra: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
         self._send = send
+        self._tasks = tasks
         self._patience = patience_s
         self._extra = extra
         self.status: int | None = None
@@ -104,3 +108,33 @@ class Reply:
     async def end(self) -> None:
         if self.status is not None and not self.ended:
             await self.body(b"", more=False)
+
+    @contextmanager
+    def kept_alive(self, every_s: float) -> Iterator[None]:
+        """Send a comment whenever the stream has been silent for long, so that nothing on the way takes it for dead.
+
+        A timer and no task: almost every answer is over before it is needed.
+        """
+        loop = asyncio.get_running_loop()
+        seen = self.bytes
+        timer = loop.call_later(every_s, lambda: tick())
+
+        def tick() -> None:
+            nonlocal seen, timer
+            if self.ended:
+                return
+            if self.status is not None and self.bytes == seen:
+                self._tasks.create_task(self._comment(), name="mcp-keep-alive")
+            seen = self.bytes
+            timer = loop.call_later(every_s, tick)
+
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    async def _comment(self) -> None:
+        # Whoever sends the next event finds out for itself that nobody reads.
+        with suppress(SlowReader, OSError):
+            if not self.ended:
+                await self.body(b":\n\n")

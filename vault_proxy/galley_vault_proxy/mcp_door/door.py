@@ -25,7 +25,6 @@ from galley_vault_proxy.grant.registry import Registry
 from galley_vault_proxy.http.connection import TUNNEL
 from galley_vault_proxy.mcp_door import gate
 from galley_vault_proxy.mcp_door.answers import Answer, Reply, SlowReader, refusal, upstream_error
-from galley_vault_proxy.mcp_door.beside import beside
 from galley_vault_proxy.mcp_door.bridge import Bridge
 from galley_vault_proxy.mcp_door.catalogue import Catalogue
 from galley_vault_proxy.mcp_door.failure import ServerFailed, ServerStatus
@@ -63,6 +62,7 @@ class McpDoor:
         bridge: Bridge,
         keys: Keys,
         seal: SessionSeal,
+        tasks: asyncio.TaskGroup,
         *,
         hosts: frozenset[str] | None,
         limits: Limits,
@@ -76,6 +76,7 @@ class McpDoor:
         self._limits = limits
         self._clock = clock
         self._seal = seal
+        self._tasks = tasks
         self._bridge = bridge
         self._rates = Rates(limits.per_second, limits.burst, limits.at_once, clock)
         self._catalogues: dict[tuple[Principal, PinPlace], Catalogue] = {}
@@ -116,7 +117,7 @@ class McpDoor:
                     registry, relay, seal, bounds, stdio=stdio or {}, protocols=protocols or {}, clock=clock
                 ) as bridge,
             ):
-                door = cls(registry, audit, pins, bridge, keys, seal, hosts=hosts, limits=bounds, clock=clock)
+                door = cls(registry, audit, pins, bridge, keys, seal, tasks, hosts=hosts, limits=bounds, clock=clock)
                 waiting = tasks.create_task(door._end_streams(closing), name="mcp-door-closing")
                 try:
                     yield door
@@ -136,9 +137,11 @@ class McpDoor:
         try:
             given = single(headers)
         except Refusal as refused:
-            await Reply(send, patience_s=self._limits.send_s).answer(refusal(400, refused.message, code=refused.code))
+            await Reply(send, self._tasks, patience_s=self._limits.send_s).answer(
+                refusal(400, refused.message, code=refused.code)
+            )
             return
-        reply = Reply(send, patience_s=self._limits.send_s, extra=gate.cross_origin(given))
+        reply = Reply(send, self._tasks, patience_s=self._limits.send_s, extra=gate.cross_origin(given))
         with span("mcp_door", {"server": trace.server, "verb": scope["method"]}):
             try:
                 answer = await self._guarded(scope, headers, given, receive, reply, trace)
@@ -241,8 +244,11 @@ class McpDoor:
         answer: Answer | None = None
         # The scope is cancelled when the client is gone, or the proxy is to end: then there is nothing to say.
         with anyio.CancelScope() as scope:
-            async with beside(lambda: _until_gone(receive, reply, scope, trace)):
+            watching = self._tasks.create_task(_until_gone(receive, reply, scope, trace), name="mcp-client")
+            try:
                 answer = await self._judged(visit, reply, trace, scope)
+            finally:
+                watching.cancel()
         return answer
 
     async def _judged(self, visit: Visit, reply: Reply, trace: Trace, scope: anyio.CancelScope) -> Answer | None:
@@ -397,8 +403,11 @@ async def _body(receive: Receive, limits: Limits) -> bytes:
 
 
 async def _until_gone(receive: Receive, reply: Reply, scope: anyio.CancelScope, trace: Trace) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    except Exception:
+        logger.exception("a client cannot be watched, so its request ends")
     # Servers say so too when the answer is complete.
     if not reply.ended:
         trace.reason = "client_gone"

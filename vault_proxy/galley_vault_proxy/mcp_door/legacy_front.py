@@ -20,7 +20,6 @@ from galley_vault_proxy.mcp_door.jsonrpc import Object, RequestId, RpcMessage, e
 from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.link import Via, Wire
 from galley_vault_proxy.mcp_door.modern_front import contained
-from galley_vault_proxy.mcp_door.relay import keep_alive
 from galley_vault_proxy.mcp_door.screen import Screen
 from galley_vault_proxy.mcp_door.sse import event
 from galley_vault_proxy.mcp_door.wire import HANDSHAKE_VERSIONS, INVALID_PARAMS, METHOD_NOT_FOUND
@@ -127,12 +126,8 @@ class LegacyFront:
 
         session.held.users += 1
         try:
-            with suppress(TimeoutError, _Replaced):
-                async with (
-                    asyncio.timeout(self._limits.stream_s),
-                    beside(lambda: keep_alive(reply, self._limits.keepalive_s)),
-                    beside(replaced),
-                ):
+            with suppress(TimeoutError, _Replaced), reply.kept_alive(self._limits.keepalive_s):
+                async with asyncio.timeout(self._limits.stream_s), beside(replaced):
                     while True:
                         await reply.body(event(await screen.value(await session.outbox.get())))
             await reply.end()
@@ -184,7 +179,7 @@ class LegacyFront:
         task.add_done_callback(lambda _: session.running.pop(id_, None))
         session.held.users += 1
         task.add_done_callback(lambda _: _one_less(session.held))
-        async with beside(lambda: keep_alive(reply, self._limits.keepalive_s)):
+        with reply.kept_alive(self._limits.keepalive_s):
             # Of this era a client that hangs up has not cancelled anything: the call goes on without it.
             await asyncio.wait([task])
         if task.cancelled():

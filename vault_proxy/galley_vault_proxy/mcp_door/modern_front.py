@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from galley_vault_proxy.mcp_door.answers import Reply, rpc_error
-from galley_vault_proxy.mcp_door.beside import beside
 from galley_vault_proxy.mcp_door.conversation import OUR_NAME, Call, Caller, Conversation
 from galley_vault_proxy.mcp_door.emitter import Emitter
 from galley_vault_proxy.mcp_door.failure import RpcError, ServerFailed
@@ -22,7 +21,6 @@ from galley_vault_proxy.mcp_door.http_link import param_headers
 from galley_vault_proxy.mcp_door.jsonrpc import Object, RpcMessage, canonical_key, error_message, result_message
 from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.link import Via, Wire
-from galley_vault_proxy.mcp_door.relay import keep_alive
 from galley_vault_proxy.mcp_door.screen import BadServer
 from galley_vault_proxy.mcp_door.visit import Principal
 from galley_vault_proxy.mcp_door.wire import (
@@ -121,7 +119,7 @@ class ModernFront:
             resumed = self._resumed(message, via) if conversation.facts.era == "legacy" else None
             waiting = resumed or self._begun(conversation, message, via)
             waiting.emitter = emitter
-            async with beside(lambda: keep_alive(reply, self._limits.keepalive_s)):
+            with reply.kept_alive(self._limits.keepalive_s):
                 answer = await self._outcome(waiting, message, conversation)
         except RpcError as error:
             code = INVALID_PARAMS if error.code == -32002 else error.code
@@ -263,11 +261,10 @@ class ModernFront:
             )
             for uri in uris:
                 await self._subscribe(conversation, via, "resources/subscribe", uri)
-            async with beside(lambda: keep_alive(reply, self._limits.keepalive_s)):
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._limits.stream_s):
-                        while not held.gone:
-                            await emitter.message(await queue.get())
+            with reply.kept_alive(self._limits.keepalive_s), suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.stream_s):
+                    while not held.gone:
+                        await emitter.message(await queue.get())
             await emitter.answer(result_message(message.id, {"resultType": "complete", "_meta": meta}))
         finally:
             held.listeners.discard(take)

@@ -4,15 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final
 
-import anyio
 import httpx2
 
 from galley_vault_proxy.credentials.port import Injection
 from galley_vault_proxy.errors import AddressRefused
 from galley_vault_proxy.mcp_door.answers import EVENT_HEADERS, Reply
-from galley_vault_proxy.mcp_door.beside import beside
 from galley_vault_proxy.mcp_door.failure import ServerFailed, ServerStatus
 from galley_vault_proxy.mcp_door.headers import downward, upward
 from galley_vault_proxy.mcp_door.jsonrpc import dump, error_message, read_from_server
@@ -133,7 +132,7 @@ class Relay:
             headers.append((name, injection.value.reveal().encode("utf-8")))
         request = httpx2.Request(
             up.verb,
-            url,
+            _parsed(url),
             headers=headers,
             content=up.body if up.verb == "POST" else None,
             extensions={
@@ -164,11 +163,10 @@ class Relay:
             if name == SESSION:
                 sealed = self._seal.seal(value.decode("latin-1"), visit.principal, visit.rule.url)
                 value = sealed.encode("latin-1")
-            if screen.text(value) is not value:
-                raise ServerFailed(
-                    f"the server answered with its credential in the header {name.decode()}", reason="secret_in_header"
-                )
             headers.append((name, value))
+        whole = b"\n".join(value for _, value in headers)
+        if screen.text(whole) is not whole:
+            raise ServerFailed("the server answered with its credential in a header", reason="secret_in_header")
         return headers
 
     async def _whole(self, response: httpx2.Response, visit: Visit, screen: Screen, reply: Reply) -> None:
@@ -195,11 +193,11 @@ class Relay:
         self, response: httpx2.Response, visit: Visit, screen: Screen, reply: Reply, most_s: float
     ) -> None:
         headers = [item for item in self._downward(response, visit, screen) if item[0] not in _OWN]
+        # At once, however long the first event takes: the client is being served.
         await reply.start(200, [*headers, *EVENT_HEADERS])
-        # So that the client knows at once that it is being served, however long the first event takes.
         resumable = False
         trouble: str | None = None
-        async with beside(lambda: keep_alive(reply, self._limits.keepalive_s)):
+        with reply.kept_alive(self._limits.keepalive_s):
             try:
                 async with asyncio.timeout(most_s):
                     splitter = EventSplitter(self._limits.event)
@@ -271,13 +269,9 @@ class Relay:
 _OWN: Final = frozenset({b"content-type", b"cache-control"})
 
 
-async def keep_alive(reply: Reply, every_s: float) -> None:
-    """Send a comment whenever a stream has been silent for long, so that nothing on the way takes it for dead."""
-    while True:
-        before = reply.bytes
-        await anyio.sleep(every_s)
-        if reply.status is not None and reply.bytes == before:
-            await reply.body(b":\n\n")
+@lru_cache(maxsize=1024)
+def _parsed(url: str) -> httpx2.URL:
+    return httpx2.URL(url)
 
 
 async def _opened(transport: httpx2.AsyncBaseTransport, request: httpx2.Request) -> httpx2.Response:
