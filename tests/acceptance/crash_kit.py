@@ -28,7 +28,7 @@ from galley_sandbox.bubblewrap.driver import Bubblewrap, BubblewrapSandbox
 from galley_sandbox.docker.container import LABEL_HOME, identity_of
 from galley_sandbox.docker.driver import Docker, DockerSandbox
 from galley_sandbox.docker.engine import Engine
-from galley_sandbox.port import Hand, Sandbox
+from galley_sandbox.port import Acknowledged, Hand, Sandbox
 from galley_server.demo.messages import serve_scripted
 from galley_server.demo.reply import Answer
 from galley_server.demo.rules import Rules, read_rules
@@ -355,6 +355,13 @@ class Site:
     async def make_file(self, session: str, name: str) -> None:
         async with self.hand(session) as hand:
             await hand.call(new_id("sevt"), "write", {"file_path": name, "content": ""})
+
+    async def until_acknowledged(self, session: str, calls: Sequence[str]) -> None:
+        """Wait until the hand keeps none of these results any more."""
+        async with self.hand(session) as hand:
+            for call in calls:
+                while not isinstance(await hand.query(call), Acknowledged):
+                    pass
 
     async def count(self, session: str, name: str = "count") -> list[str]:
         """The lines of the file that commands add to; each is one effect."""

@@ -68,6 +68,7 @@ async def assert_one_effect(site: Site, session: str, before: list[Row]) -> None
     assert_whole(rows)
     assert site.proven(session) == len(rows)
     assert await site.count(session) == ["x"]
+    await site.until_acknowledged(session, [row.id for row in of_type(rows, "agent.tool_use")])
     # The session goes on in the same sandbox, with a transcript that the strict endpoint takes.
     assert await site.ask(session, "run: wc -l < count") == "It said: 1"
     await site.archive(session)

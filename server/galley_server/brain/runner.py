@@ -94,6 +94,7 @@ class Runner:
             again = False
             try:
                 async with Lease.take(self._at.log, self._session_id) as lease:
+                    await self._acknowledge_again(lease)
                     await self._live(lease)
             except* (LeaseLost, NotFound):
                 self._on_rest(self._session_id)
@@ -112,6 +113,14 @@ class Runner:
             if not again:
                 return
             await asyncio.sleep(_STORE_RETRY_S)
+
+    async def _acknowledge_again(self, lease: Lease) -> None:
+        """A server that died in this turn may have logged results and not told the hand, which keeps them till then."""
+        if lease.state.status != "running":
+            return
+        for call in lease.state.latest_calls():
+            if call.result is not None and call.incarnation is not None:
+                await self._at.hands.acknowledge(self._session_id, call.event_id)
 
     async def _live(self, lease: Lease) -> None:
         while True:

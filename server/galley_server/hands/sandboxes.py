@@ -130,8 +130,7 @@ class SandboxHands:
         return await self._run(session_id, call, incarnation, sent=True)
 
     async def acknowledge(self, session_id: str, call_id: str) -> None:
-        if (station := self._stations.get(session_id)) is not None:
-            station.acknowledge(call_id)
+        self._station(session_id).acknowledge(call_id)
 
     async def interrupt(self, session_id: str, call_ids: Collection[str]) -> None:
         await self._station(session_id).interrupt(call_ids)

@@ -157,6 +157,13 @@ class SessionState:
     def open_calls(self) -> list[Call]:
         return [call for call in self.calls.values() if call.result is None]
 
+    def latest_calls(self) -> list[Call]:
+        """The calls of the last answer that made any."""
+        for turn in reversed(self.transcript):
+            if isinstance(turn, AssistantTurn) and turn.calls:
+                return [self.calls[event_id] for event_id in turn.calls.values() if event_id in self.calls]
+        return []
+
     def _fold(self, content: Content, row: Row) -> None:
         match content:
             case ev.UserMessage() | ev.SystemMessage():
