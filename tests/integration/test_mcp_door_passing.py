@@ -120,6 +120,31 @@ async def test_what_the_server_says_no_to_is_passed_on_with_its_status(tmp_path:
     assert (stream.status_code, stream.headers["allow"]) == (405, "POST")
 
 
+async def test_a_session_that_has_ended_is_told_so_before_the_tools_are_known(tmp_path: Path) -> None:
+    async def answer(got: Received) -> Response | None:
+        if got.verb == "POST" and got.method != "initialize":
+            return reply({"id": None}, error={"code": -32600, "message": "no such session"}, status=404)
+        return None
+
+    async with scripted(answer) as up, open_door(tmp_path) as door, through(door, up) as client:
+        await client.initialize()
+        got = await client.call("echo", {"text": "x"})
+
+    assert got.status_code == 404
+
+
+async def test_a_server_without_tools_answers_for_itself(tmp_path: Path) -> None:
+    async def answer(got: Received) -> Response | None:
+        if got.method in ("tools/list", "tools/call"):
+            return reply(got.message, error={"code": -32601, "message": "no tools here"})
+        return None
+
+    async with scripted(answer) as up, open_door(tmp_path) as door, through(door, up) as client:
+        got = await client.call("echo", {"text": "x"})
+
+    assert got.json()["error"]["message"] == "no tools here"
+
+
 async def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
     async def answer(got: Received) -> Response | None:
         return RedirectResponse("http://127.0.0.1:1/elsewhere", 307) if got.method == "ping" else None

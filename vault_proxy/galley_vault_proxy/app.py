@@ -29,6 +29,7 @@ from galley_vault_proxy.kept import grant_key_of, private_directory, service_key
 from galley_vault_proxy.mcp_door import pin_state
 from galley_vault_proxy.mcp_door.door import McpDoor
 from galley_vault_proxy.mcp_door.gate import known_hosts
+from galley_vault_proxy.mcp_door.pin_face import PinFace
 from galley_vault_proxy.mcp_door.pin_state import StatePins
 from galley_vault_proxy.netguard import Netguard
 from galley_vault_proxy.oauth.assembly import SCHEMAS as CREDENTIAL_SCHEMAS
@@ -101,11 +102,13 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
                 uds=listen.egress_uds,
             )
         )
+        pins = StatePins(state)
         faces: list[Face] = [
             GrantFace(registry, audit, stdio=frozenset(stdio)),
             AuditFace(audit),
             HealthFace([("state", registry.ready), ("audit", audit.ready), ("store", store.ready)]),
             SandboxFace(registry, part.source, egress_url=egress.address.url, ca_pem=egress.ca_pem),
+            PinFace(pins, audit),
             part.vault_face,
             part.login_face,
         ]
@@ -115,7 +118,7 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
                 credentials=part.source,
                 audit=audit,
                 netguard=guard,
-                pins=StatePins(state),
+                pins=pins,
                 key=_derived(grant_key, b"mcp sessions"),
                 closing=closing,
                 hosts=known_hosts(listen.host, settings.url),

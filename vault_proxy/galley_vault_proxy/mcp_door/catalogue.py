@@ -81,8 +81,9 @@ class Catalogue:
         async with self._turn:
             now = self._clock()
             found = self._known.get(name)
-            unknown = found is None and now - self._asked_at > _ASK_AGAIN_S
-            if now - self._listed_at > _FRESH_S or unknown:
+            # One that is held back may have been approved meanwhile; one that is not known may be new.
+            doubtful = (found is None or found.drifted) and now - self._asked_at > _ASK_AGAIN_S
+            if now - self._listed_at > _FRESH_S or doubtful:
                 self._asked_at = now
                 listed = await lister()
                 await self._take(listed, news)

@@ -241,16 +241,23 @@ class Relay:
         return bytes(body)
 
     async def _ask(self, visit: Visit, screen: Screen, up: Upward) -> Mapping[str, Any]:
+        found: Any = None
         async with self.exchange(visit, screen, replace(up, silence_s=self._limits.list_s)) as response:
+            status = response.status_code
             if kind_of(response) == EVENTS:
                 found = await self._first_answer(response)
             else:
                 with suppress(ValueError):
                     found = read_from_server(await self.read(response))
-        result = found.get("result") if isinstance(found, dict) else None
-        if not isinstance(result, dict):
-            raise ServerFailed("the server does not list its tools", reason="list_refused")
-        return result
+        if isinstance(found, dict) and isinstance(found.get("result"), dict):
+            result: Mapping[str, Any] = found["result"]
+            return result
+        if status >= 400:
+            # A session that has ended, above all: the client must learn of it as if it had asked itself.
+            raise ServerStatus(visit.rule.name, status, [])
+        if isinstance(found, dict) and "error" in found:
+            return {}  # a server without tools
+        raise ServerFailed("the server does not list its tools", reason="list_refused")
 
     async def _first_answer(self, response: httpx2.Response) -> Any:
         splitter = EventSplitter(self._limits.event)

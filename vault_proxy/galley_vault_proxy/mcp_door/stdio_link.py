@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+from anyio import to_thread
+
 from galley_vault_proxy.config import StdioServer
 from galley_vault_proxy.credentials.port import Injection
 from galley_vault_proxy.mcp_door import stdio_cage
@@ -28,9 +30,10 @@ async def run_stdio(
 ) -> AsyncIterator[Pipe]:
     """Start the server; it ends with the block. Raises ServerFailed."""
     credential = None if injection is None else _bare(injection)
+    command = await to_thread.run_sync(stdio_cage.command, server)
     try:
         process = await asyncio.create_subprocess_exec(
-            *stdio_cage.command(server),
+            *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
