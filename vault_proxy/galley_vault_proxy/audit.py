@@ -53,7 +53,7 @@ _TEXT: Final = 256
 _BATCH: Final = 1024
 _MOST_WAITING: Final = 8192
 _READERS: Final = 2
-_GATHER_S: Final = 0.01
+_GATHER_S: Final = 0.025
 _RETRY_S: Final = 0.5
 _CLOSING_S: Final = 2.0
 
