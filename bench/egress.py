@@ -114,7 +114,7 @@ async def run_door(port: int, home: Path) -> None:
     ):
         expires_at = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
         grant = Grant("grant_1", "sesn_1", expires_at, hosts=(HostRule(HOST, ports=(port,)),))
-        say(f"{door.address.port} {await registry.issue(grant)}")
+        say(f"{door.port} {await registry.issue(grant)}")
         await asyncio.Event().wait()
 
 

@@ -348,7 +348,7 @@ class Kitchen:
         if over_uds or tunnel is not None:
             reader, writer = await asyncio.open_unix_connection(self.uds)
         else:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.door.address.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.door.port)
         if tunnel is not None:
             writer.write(greeting(KEY, tunnel))
         client = Client(reader, writer)

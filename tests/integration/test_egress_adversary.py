@@ -444,7 +444,7 @@ async def test_a_grant_has_so_many_connections_and_no_more(house: Kitchen, monke
     clients: list[Client] = []
     async with serving(silent) as port:
         for _ in range(connections.PER_GRANT):
-            reader, writer = await asyncio.open_connection("127.0.0.1", house.door.address.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", house.door.port)
             clients.append(Client(reader, writer))
             await clients[-1].say(connect(OTHER, port, token))
             assert (await clients[-1].head())[0] == 200

@@ -6,8 +6,9 @@ from pathlib import Path
 import httpx2
 import pytest
 from blockbuster import blockbuster_ctx
-from galley_vault_proxy.app import Listen, running
+from galley_vault_proxy.app import Listen, Tcp, running
 from galley_vault_proxy.errors import AddressRefused
+from galley_vault_proxy.http.serving import Address
 from galley_vault_proxy.netguard import Netguard
 from galley_vault_proxy.secret import Secret
 from galley_vault_proxy.settings import Settings
@@ -30,12 +31,17 @@ async def everything(client: httpx2.AsyncClient) -> None:
         await Netguard().connect("localhost", 80)
 
 
+def url_of(address: Address | None) -> str:
+    assert address is not None
+    return address.url
+
+
 async def test_the_spine_blocks_nothing(tmp_path: Path) -> None:
     settings = Settings(tmp_path, key=Secret(KEY))
     async with (
         asyncio.timeout(30),
-        running(settings, Listen("127.0.0.1", 0, 0)) as address,
-        httpx2.AsyncClient(base_url=address.url, headers={"x-api-key": KEY}, trust_env=False) as client,
+        running(settings, Listen(Tcp("127.0.0.1", 0, 0))) as address,
+        httpx2.AsyncClient(base_url=url_of(address), headers={"x-api-key": KEY}, trust_env=False) as client,
     ):
         # Once before: what libraries import and read at their first use is not what is asked about.
         await everything(client)

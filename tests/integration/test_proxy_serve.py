@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 from galley_vault_proxy.preamble import greeting
 from galley_vault_proxy.secret import Secret
@@ -93,6 +94,58 @@ async def test_on_its_unix_socket_it_serves_the_same_api(tmp_path: Path) -> None
             assert (await client.get("/v1/audit", headers={"x-api-key": KEY})).status_code == 200
         assert await running.stop() == 0
     assert not uds.exists()
+
+
+async def test_without_tcp_it_is_to_be_found_on_its_sockets_only(tmp_path: Path) -> None:
+    environ = {**clean_environment(), "GALLEY_PROXY_HOME": str(tmp_path), "GALLEY_PROXY_KEY": KEY}
+    uds, egress = tmp_path / "proxy.sock", tmp_path / "egress.sock"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "galley_vault_proxy", "serve", "--no-tcp", "--lifeline"),
+        *("--uds", str(uds), "--egress-uds", str(egress)),
+        env=environ,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    async with asyncio.timeout(30):
+        assert (await process.stdout.readline()).decode() == f"galley-vault-proxy ready unix:{uds}\n"
+        listening = [one for one in psutil.Process(process.pid).net_connections("inet") if one.status == "LISTEN"]
+        assert listening == []
+        transport = httpx2.AsyncHTTPTransport(uds=str(uds))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://proxy", headers={"x-api-key": KEY}) as one:
+            found = (await one.get("/v1/egress")).json()
+        assert found["url"] is None
+        assert egress.is_socket()
+        # Whoever started it is gone: so is it.
+        process.stdin.close()
+        assert await process.wait() == 0
+    assert not uds.exists()
+
+
+async def test_without_tcp_it_needs_both_sockets(tmp_path: Path) -> None:
+    environ = {**clean_environment(), "GALLEY_PROXY_HOME": str(tmp_path)}
+    status, _, err = await run("serve", "--no-tcp", "--uds", str(tmp_path / "proxy.sock"), environ=environ)
+    assert (status, "--no-tcp needs --uds and --egress-uds" in err) == (2, True)
+
+
+async def test_a_request_that_is_passed_on_keeps_its_id(tmp_path: Path) -> None:
+    async with proxy(tmp_path) as running, running.client() as client:
+        answer = await client.get("/v1/vaults/vlt_x", headers={"galley-request-id": "req_01abc"})
+        assert (answer.headers["request-id"], answer.json()["request_id"]) == ("req_01abc", "req_01abc")
+        strange = await client.get("/v1/vaults/vlt_x", headers={"galley-request-id": "req_ 1\tx"})
+        assert strange.headers["request-id"] not in ("", "req_ 1\tx")
+
+
+async def test_the_sessions_that_live_are_listed(tmp_path: Path) -> None:
+    async with proxy(tmp_path) as running, running.client() as client:
+        for number in (3, 1, 2):
+            await running.grant(f"sesn_{number}")
+        await client.delete("/v1/sessions/sesn_2")
+        first = (await client.get("/v1/sessions", params={"limit": 1})).json()
+        rest = (await client.get("/v1/sessions", params={"after": "sesn_1"})).json()
+        assert ([one["id"] for one in first["data"]], first["has_more"]) == (["sesn_1"], True)
+        assert ([one["id"] for one in rest["data"]], rest["has_more"]) == (["sesn_3"], False)
 
 
 async def test_a_sandbox_reaches_no_api_even_with_the_key(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ GRANT = Grant(
         ServerRule("all", "https://all.example/mcp"),
         ServerRule("some", "https://some.example:8443/mcp", frozenset({"read"})),
         ServerRule("none", "stdio:none", frozenset()),
+        ServerRule("but", "https://but.example/mcp", without=frozenset({"write"})),
     ),
     hosts=(
         HostRule("plain.example"),
@@ -43,6 +44,10 @@ def verdict(decision: Decision) -> Reason | None:
         (ToolCall("none", "read"), "tool_not_granted"),
         (ToolCall("other", "read"), "server_not_granted"),
         (ToolCall("ALL", "read"), "server_not_granted"),
+        (ToolCall("but", "read"), None),
+        (ToolCall("but", "write"), "tool_not_granted"),
+        (ServerAccess("but", "tools/list"), None),
+        (ServerAccess("but", "resources/read"), "method_not_granted"),
         (ServerAccess("all"), None),
         (ServerAccess("some"), None),
         (ServerAccess("other"), "server_not_granted"),

@@ -21,6 +21,7 @@ from galley_vault_proxy.grant.token import (
     OnlyServers,
     OnlyTools,
     ServerRule,
+    WithoutTools,
     append,
     apply,
     mint,
@@ -62,7 +63,7 @@ def refusal(token: str, *, key: bytes = KEY, now: datetime = NOW) -> str:
 
 
 def random_caveat(dice: random.Random) -> Caveat:
-    match dice.randrange(4):
+    match dice.randrange(5):
         case 0:
             names = ["github", "linear", "local", "nowhere"]
             return OnlyServers(frozenset(dice.sample(names, dice.randrange(len(names) + 1))))
@@ -71,6 +72,10 @@ def random_caveat(dice: random.Random) -> Caveat:
             return OnlyTools(frozenset(dice.sample(tools, dice.randrange(len(tools) + 1))))
         case 2:
             return OnlyTools(frozenset({"list_issues"}), dice.choice(["github", "linear", "nowhere"]))
+        case 3:
+            tools = ["list_issues", "söme", "other"]
+            gone = frozenset(dice.sample(tools, dice.randrange(len(tools) + 1)))
+            return WithoutTools(gone, dice.choice([None, "github", "linear", "nowhere"]))
         case _:
             return NotAfter(NOW + timedelta(seconds=dice.randrange(1, 7200)))
 
@@ -91,6 +96,8 @@ def allows_no_more(narrower: Grant, wider: Grant) -> bool:
         if same is None:
             return False
         if same.tools is not None and (rule.tools is None or not rule.tools <= same.tools):
+            return False
+        if not same.without <= rule.without:
             return False
     untouched = {"servers", "expires_at"}
     return narrower.expires_at <= wider.expires_at and all(
@@ -221,6 +228,9 @@ def test_a_caveat_that_says_more_than_the_grant_adds_nothing() -> None:
         {"servers": ["github"], "tools": ["a"], "of": None},
         {"tools": ["a"]},
         {"tools": ["a"], "of": 1},
+        {"without": ["a"]},
+        {"without": "a", "of": None},
+        {"without": ["a"], "of": None, "tools": ["a"]},
         {"expires": "9999999999999"},
         {"expires": True},
         {"expires": -1},
@@ -298,6 +308,27 @@ def test_narrowing_keeps_what_was_named() -> None:
 def test_tools_can_be_narrowed_for_each_server_by_itself() -> None:
     token = narrow(mint(KEY, GRANT), tools={"github": ["list_issues"], "linear": ["find"]}, now=NOW)
     assert [rule.tools for rule in verify(KEY, token, now=NOW).servers] == [{"list_issues"}, {"find"}, frozenset()]
+
+
+def test_tools_can_be_taken_away() -> None:
+    token = narrow(mint(KEY, GRANT), without={"github": ["create_issue"]}, now=NOW)
+    token = narrow(token, without=["find"], now=NOW)
+    github, linear, _ = verify(KEY, token, now=NOW).servers
+    assert (github.allows("list_issues"), github.allows("create_issue")) == (True, False)
+    assert (linear.allows("anything"), linear.allows("find"), linear.everything) == (True, False, False)
+
+
+def test_what_was_taken_away_stays_away_when_it_is_kept_later() -> None:
+    token = narrow(mint(KEY, GRANT), without={"linear": ["find"]}, now=NOW)
+    kept = verify(KEY, narrow(token, tools={"linear": ["find", "open"]}, now=NOW), now=NOW).server("linear")
+    assert kept is not None
+    assert (kept.allows("find"), kept.allows("open")) == (False, True)
+
+
+def test_a_grant_without_some_tools_is_minted_without_them() -> None:
+    linear = ServerRule("linear", "https://mcp.linear.example/sse", without=frozenset({"find"}))
+    grant = replace(GRANT, servers=(linear,))
+    assert verify(KEY, mint(KEY, grant), now=NOW) == grant
 
 
 def test_narrowing_twice_is_narrower_than_once() -> None:

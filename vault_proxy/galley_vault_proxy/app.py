@@ -3,7 +3,9 @@
 import asyncio
 import hmac
 import logging
+import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,8 +25,7 @@ from galley_vault_proxy.egress.door import Parts as EgressParts
 from galley_vault_proxy.errors import Unavailable
 from galley_vault_proxy.grant import rows
 from galley_vault_proxy.grant.registry import Registry
-from galley_vault_proxy.http.serving import Address, loop_factory
-from galley_vault_proxy.http.serving import serve as listen_on
+from galley_vault_proxy.http.serving import Address, bind, loop_factory, serve_on, unix_socket
 from galley_vault_proxy.kept import grant_key_of, private_directory, service_key_of
 from galley_vault_proxy.mcp_door import pin_state
 from galley_vault_proxy.mcp_door.door import McpDoor
@@ -47,38 +48,59 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Listen:
-    """Where to listen. Port 0 takes any free one."""
+class Tcp:
+    """A TCP address for each door. Port 0 takes any free one."""
 
     host: str
     port: int
     egress_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen: at a TCP address, on Unix sockets, or both."""
+
+    tcp: Tcp | None
     uds: Path | None = None
     egress_uds: Path | None = None
 
 
-def serve(settings: Settings, listen: Listen) -> int:
-    """Run until SIGTERM or SIGINT. Raises ConfigError."""
+def serve(settings: Settings, listen: Listen, *, lifeline: bool = False) -> int:
+    """Run until SIGTERM or SIGINT, and with a `lifeline` until standard input ends. Raises ConfigError."""
     _log_to_stderr(settings)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_serve(settings, listen))
+        runner.run(_serve(settings, listen, lifeline))
     return 0
 
 
-async def _serve(settings: Settings, listen: Listen) -> None:
+async def _serve(settings: Settings, listen: Listen, lifeline: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if lifeline:
+        _end_with_stdin(loop, stop)
     async with running(settings, listen) as address:
-        sys.stdout.write(f"galley-vault-proxy ready {address.url}\n")
+        sys.stdout.write(f"galley-vault-proxy ready {f'unix:{listen.uds}' if address is None else address.url}\n")
         sys.stdout.flush()
         await stop.wait()
 
 
+def _end_with_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Whoever starts this holds the other end, and lets go of it however it dies."""
+    descriptor = sys.stdin.fileno()
+
+    def read() -> None:
+        if not os.read(descriptor, 4096):
+            loop.remove_reader(descriptor)
+            stop.set()
+
+    loop.add_reader(descriptor, read)
+
+
 @asynccontextmanager
-async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
-    """The proxy, accepting requests inside the block. Raises ConfigError."""
+async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address | None]:
+    """The proxy, accepting requests inside the block; yields its TCP address if it has one. Raises ConfigError."""
     private_directory(settings.home)
     key = service_key_of(settings.home, settings.key)
     grant_key = grant_key_of(settings.home)
@@ -97,8 +119,8 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
         egress = await enter(
             EgressDoor.open(
                 EgressParts(registry, audit, guard, part.source, key, settings.home),
-                host=listen.host,
-                port=listen.egress_port,
+                host=None if listen.tcp is None else listen.tcp.host,
+                port=0 if listen.tcp is None else listen.tcp.egress_port,
                 uds=listen.egress_uds,
             )
         )
@@ -107,7 +129,12 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
             GrantFace(registry, audit, stdio=frozenset(stdio)),
             AuditFace(audit),
             HealthFace([("state", registry.ready), ("audit", audit.ready), ("store", store.ready)]),
-            SandboxFace(registry, part.source, egress_url=egress.address.url, ca_pem=egress.ca_pem),
+            SandboxFace(
+                registry,
+                part.source,
+                egress_url=None if egress.address is None else egress.address.url,
+                ca_pem=egress.ca_pem,
+            ),
             PinFace(pins, audit),
             part.vault_face,
             part.login_face,
@@ -121,17 +148,29 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address]:
                 pins=pins,
                 key=_derived(grant_key, b"mcp sessions"),
                 closing=closing,
-                hosts=known_hosts(listen.host, settings.url),
+                hosts=known_hosts("localhost" if listen.tcp is None else listen.tcp.host, settings.url),
                 stdio=stdio,
                 protocols=read_protocols(settings.config),
             )
         )
         app = build_http(faces, key=key, audit=audit, doors=[*mcp_door.routes(), *part.login_face.doors()])
-        address = await enter(
-            listen_on(app, host=listen.host, port=listen.port, key=key, closing=closing, uds=listen.uds)
-        )
+        sockets, address = await _listening(stack, listen)
+        await enter(serve_on(sockets, app, key=key, closing=closing))
         own.listening(address)
         yield address
+
+
+async def _listening(stack: AsyncExitStack, listen: Listen) -> tuple[list[socket.socket], Address | None]:
+    """The sockets of the API and the MCP door, and the TCP address if there is one. Raises ConfigError."""
+    sockets: list[socket.socket] = []
+    address: Address | None = None
+    if listen.tcp is not None:
+        tcp = stack.enter_context(await bind(listen.tcp.host, listen.tcp.port))
+        sockets.append(tcp)
+        address = Address(listen.tcp.host, tcp.getsockname()[1])
+    if listen.uds is not None:
+        sockets.append(stack.enter_context(unix_socket(listen.uds)))
+    return sockets, address
 
 
 class OwnUrl:
@@ -142,11 +181,11 @@ class OwnUrl:
 
     def __call__(self) -> str:
         if self._url is None:
-            raise Unavailable("the proxy is still starting")
+            raise Unavailable("no URL leads to this proxy: it is still starting, or GALLEY_PROXY_URL must be set")
         return self._url
 
-    def listening(self, address: Address) -> None:
-        self._url = self._url or address.url
+    def listening(self, address: Address | None) -> None:
+        self._url = self._url or (None if address is None else address.url)
 
 
 def _derived(key: bytes, purpose: bytes) -> bytes:

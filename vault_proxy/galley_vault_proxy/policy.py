@@ -108,7 +108,7 @@ def preset_hosts(grant: Grant) -> frozenset[str]:
 
 
 def _server(rule: ServerRule, method: str | None) -> Decision:
-    if rule.tools is None or method is None or _AROUND_TOOLS.fullmatch(method):
+    if rule.everything or method is None or _AROUND_TOOLS.fullmatch(method):
         return Allow()
     return Deny(
         "method_not_granted", f"this grant is for certain tools of {rule.name} only: {method} is not among them"
@@ -116,7 +116,7 @@ def _server(rule: ServerRule, method: str | None) -> Decision:
 
 
 def _tool(rule: ServerRule, tool: str) -> Decision:
-    if rule.tools is None or tool in rule.tools:
+    if rule.allows(tool):
         return Allow()
     return Deny("tool_not_granted", f"this grant does not include the tool {tool} of {rule.name}")
 

@@ -5,13 +5,24 @@ from datetime import UTC, datetime
 
 from starlette.types import ASGIApp
 
-from galley_vault_proxy.admin.shapes import GrantCreate, IssuedGrant, RevokedGrant, RevokedSession, SessionParams, shown
+from galley_vault_proxy.admin.shapes import (
+    GrantCreate,
+    IssuedGrant,
+    ListedSession,
+    ListedSessions,
+    RevokedGrant,
+    RevokedSession,
+    SessionListParams,
+    SessionParams,
+    shown,
+)
 from galley_vault_proxy.audit import Audit, AuditLine
 from galley_vault_proxy.errors import InvalidRequest
 from galley_vault_proxy.grant.registry import Registry
 from galley_vault_proxy.http.answer import resource
 from galley_vault_proxy.http.boundary import Operation, Paths
 from galley_vault_proxy.http.call import Call
+from galley_vault_proxy.http.query import text, whole
 from galley_vault_proxy.http.validation import take
 
 
@@ -35,6 +46,7 @@ class GrantFace:
         return {
             "/v1/grants": {"POST": Operation(self._create)},
             "/v1/grants/{grant_id}": {"GET": Operation(self._retrieve), "DELETE": Operation(self._revoke)},
+            "/v1/sessions": {"GET": Operation(self._list_sessions, {"after": text, "limit": whole})},
             "/v1/sessions/{session_id}": {"DELETE": Operation(self._end_session)},
         }
 
@@ -74,6 +86,12 @@ class GrantFace:
             AuditLine("grant.revoke", "allow", who="service", session_id=found.session_id, grant_id=found.id)
         )
         return resource(RevokedGrant(id=found.id))
+
+    async def _list_sessions(self, call: Call) -> ASGIApp:
+        asked = call.query(SessionListParams)
+        found = await self._registry.listed(after=asked.after, limit=asked.limit + 1)
+        page = tuple(ListedSession(id=one.id, expires_at=one.expires_at) for one in found[: asked.limit])
+        return resource(ListedSessions(data=page, has_more=len(found) > asked.limit))
 
     async def _end_session(self, call: Call) -> ASGIApp:
         await call.nothing()

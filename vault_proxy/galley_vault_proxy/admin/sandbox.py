@@ -11,7 +11,9 @@ from galley_vault_proxy.http.call import Call
 
 
 class SandboxFace:
-    def __init__(self, registry: Registry, credentials: CredentialSource, *, egress_url: str, ca_pem: bytes) -> None:
+    def __init__(
+        self, registry: Registry, credentials: CredentialSource, *, egress_url: str | None, ca_pem: bytes
+    ) -> None:
         self._registry = registry
         self._credentials = credentials
         self._egress = EgressShown(url=egress_url, ca_pem=ca_pem.decode())

@@ -134,6 +134,28 @@ class SessionParams(Strict):
     session_id: Id
 
 
+class SessionListParams(Strict):
+    """The query of `GET /v1/sessions`."""
+
+    after: Annotated[str, StringConstraints(max_length=128)] = ""
+    limit: Annotated[int, Field(ge=1, le=10_000)] = 1000
+
+
+class ListedSession(Strict):
+    """A session with a grant that counts. Whoever runs the sessions ends those here that are over."""
+
+    type: Literal["session"] = "session"
+    id: str
+    expires_at: datetime
+
+
+class ListedSessions(Strict):
+    """Ordered by id. `after` the last id is where the next page begins."""
+
+    data: tuple[ListedSession, ...]
+    has_more: bool
+
+
 class IssuedGrant(Strict):
     """The only answer that ever holds a token."""
 
@@ -181,10 +203,10 @@ class SessionEnvironment(Strict):
 
 
 class EgressShown(Strict):
-    """Where the egress door listens, and what a sandbox must trust for it, beside what it trusts already."""
+    """Where the egress door listens (null: for tunnels only), and what a sandbox must trust, beside what it does."""
 
     type: Literal["egress"] = "egress"
-    url: str
+    url: str | None
     ca_pem: str
 
 

@@ -28,6 +28,9 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument(
         "--tool", action="append", metavar="NAME", help="keep this tool only, of each server (repeatable)"
     )
+    built.add_argument(
+        "--without", action="append", metavar="NAME", help="take this tool away, of each server (repeatable)"
+    )
     built.add_argument("--expires-in", type=seconds, metavar="S", help="end in S seconds, if not sooner anyway")
     return built
 
@@ -38,5 +41,6 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     token = sys.stdin.read(MAX_TOKEN + 2).strip()
     if not token:
         raise GrantRefused("missing")
-    sys.stdout.write(narrow(token, servers=asked.server, tools=asked.tool, expires_in=asked.expires_in) + "\n")
+    narrower = narrow(token, servers=asked.server, tools=asked.tool, without=asked.without, expires_in=asked.expires_in)
+    sys.stdout.write(f"{narrower}\n")
     return 0

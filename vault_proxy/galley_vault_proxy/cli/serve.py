@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from galley_vault_proxy.app import Listen, serve
+from galley_vault_proxy.app import Listen, Tcp, serve
 from galley_vault_proxy.settings import Settings
 
 DEFAULT_HOST = "127.0.0.1"
@@ -31,10 +31,16 @@ def parser() -> argparse.ArgumentParser:
     )
     built.add_argument("--uds", type=Path, metavar="PATH", help="Unix socket of API and MCP door, for tunnels too")
     built.add_argument("--egress-uds", type=Path, metavar="PATH", help="Unix socket of the egress door, for tunnels")
+    built.add_argument("--no-tcp", action="store_true", help="listen on the two Unix sockets only")
+    built.add_argument("--lifeline", action="store_true", help="end when standard input does: with whoever started it")
     return built
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    chosen = parser().parse_args(argv)
-    listen = Listen(chosen.host, chosen.port, chosen.egress_port, chosen.uds, chosen.egress_uds)
-    return serve(Settings.from_env(environ), listen)
+    usage = parser()
+    chosen = usage.parse_args(argv)
+    if chosen.no_tcp and (chosen.uds is None or chosen.egress_uds is None):
+        usage.error("--no-tcp needs --uds and --egress-uds")
+    tcp = None if chosen.no_tcp else Tcp(chosen.host, chosen.port, chosen.egress_port)
+    listen = Listen(tcp, chosen.uds, chosen.egress_uds)
+    return serve(Settings.from_env(environ), listen, lifeline=chosen.lifeline)

@@ -49,9 +49,9 @@ class Parts:
 
 
 class EgressDoor:
-    """An HTTP proxy on a TCP address and, if given, on a Unix socket that tunnels end at."""
+    """An HTTP proxy on a TCP address, on a Unix socket that tunnels end at, or on both."""
 
-    def __init__(self, house: House, address: Address, ca_pem: bytes, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, house: House, address: Address | None, ca_pem: bytes, tasks: asyncio.TaskGroup) -> None:
         self._house = house
         self._tasks = tasks
         self._serving: set[asyncio.Task[None]] = set()
@@ -61,7 +61,9 @@ class EgressDoor:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, parts: Parts, *, host: str, port: int, uds: Path | None = None) -> AsyncIterator[Self]:
+    async def open(
+        cls, parts: Parts, *, host: str | None = None, port: int = 0, uds: Path | None = None
+    ) -> AsyncIterator[Self]:
         """Accept connections inside the block. Raises ConfigError if the address or the authority cannot be had."""
         authority = await to_thread.run_sync(partial(Authority.open, parts.home, now=datetime.now(UTC)))
         tls = await to_thread.run_sync(client_context, parts.upstream_tls)
@@ -75,12 +77,15 @@ class EgressDoor:
         )
         loop = asyncio.get_running_loop()
         with ExitStack() as sockets:
-            tcp = sockets.enter_context(await bind(host, port))
+            tcp = None if host is None else sockets.enter_context(await bind(host, port))
             local = None if uds is None else sockets.enter_context(unix_socket(uds))
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    door = cls(house, Address(host, tcp.getsockname()[1]), authority.pem, tasks)
-                    listening = [await loop.create_server(door._factory(may_greet=False), sock=tcp)]
+                    address = None if tcp is None or host is None else Address(host, tcp.getsockname()[1])
+                    door = cls(house, address, authority.pem, tasks)
+                    listening: list[asyncio.AbstractServer] = []
+                    if tcp is not None:
+                        listening.append(await loop.create_server(door._factory(may_greet=False), sock=tcp))
                     if local is not None:
                         listening.append(await loop.create_unix_server(door._factory(may_greet=True), sock=local))
                     try:
@@ -95,6 +100,12 @@ class EgressDoor:
                 if len(group.exceptions) == 1:
                     raise group.exceptions[0] from None
                 raise
+
+    @property
+    def port(self) -> int:
+        """The TCP port, of a door that has one."""
+        assert self.address is not None, "this door listens on a Unix socket only"
+        return self.address.port
 
     @property
     def connections(self) -> int:

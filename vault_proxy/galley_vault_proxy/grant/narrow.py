@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 
 from galley_vault_proxy.errors import InvalidRequest
-from galley_vault_proxy.grant.token import Caveat, Grant, NotAfter, OnlyServers, OnlyTools, append, read
+from galley_vault_proxy.grant.token import Caveat, Grant, NotAfter, OnlyServers, OnlyTools, WithoutTools, append, read
 
 
 def narrow(
@@ -12,13 +12,15 @@ def narrow(
     *,
     servers: Collection[str] | None = None,
     tools: Collection[str] | Mapping[str, Collection[str]] | None = None,
+    without: Collection[str] | Mapping[str, Collection[str]] | None = None,
     expires_in: float | None = None,
     now: datetime | None = None,
 ) -> str:
     """Return a token that allows a part of what `token` allows, and never more.
 
     `servers`: keep only these MCP servers. `tools`: keep only these tools, of every server; or a mapping from a
-    server to the tools kept of it. `expires_in`: seconds from now. What is None stays as it is.
+    server to the tools kept of it. `without`: take these tools away, in the same two forms, and with them all that a
+    server offers beside tools. `expires_in`: seconds from now. What is None stays as it is.
 
     Raises InvalidRequest if a name is not in the token (a typing error must not give a token that opens nothing),
     GrantRefused if `token` is no grant.
@@ -27,6 +29,7 @@ def narrow(
     caveats = [
         *_only_servers(given, servers),
         *_only_tools(given, tools),
+        *_without_tools(given, without),
         *_sooner(expires_in, now or datetime.now(UTC)),
     ]
     if not caveats:
@@ -50,6 +53,15 @@ def _only_tools(given: Grant, tools: Collection[str] | Mapping[str, Collection[s
         _require_known(given, tools)
         return [OnlyTools(frozenset(_listed(names, "tools")), server) for server, names in tools.items()]
     return [OnlyTools(frozenset(_listed(tools, "tools")))]
+
+
+def _without_tools(given: Grant, without: Collection[str] | Mapping[str, Collection[str]] | None) -> list[Caveat]:
+    if without is None:
+        return []
+    if isinstance(without, Mapping):
+        _require_known(given, without)
+        return [WithoutTools(frozenset(_listed(names, "without")), server) for server, names in without.items()]
+    return [WithoutTools(frozenset(_listed(without, "without")))]
 
 
 def _sooner(expires_in: float | None, now: datetime) -> list[Caveat]:

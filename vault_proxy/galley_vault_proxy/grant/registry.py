@@ -7,7 +7,7 @@ of each other's revocations by looking at the file a few times a second.
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -198,6 +198,10 @@ class Registry:
         if found is None:
             raise NotFound(f"{session_id} is not a session of this proxy: it has no grant, or was revoked")
         return found
+
+    async def listed(self, *, after: str, limit: int) -> Sequence[Session]:
+        """The sessions that live, by id, whichever process admitted them."""
+        return await self._state.read(lambda db: rows.sessions(db, after=after, limit=limit))
 
     def sessions(self) -> Collection[Session]:
         """The sessions that live, as this process knows them."""

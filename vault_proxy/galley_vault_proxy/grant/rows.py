@@ -121,8 +121,12 @@ def session(db: sqlite3.Connection, session_id: str) -> Session | None:
     return None if row is None else _session(row)
 
 
-def sessions(db: sqlite3.Connection) -> list[Session]:
-    return [_session(row) for row in db.execute("SELECT id, vault_ids, expires_at FROM sessions")]
+def sessions(db: sqlite3.Connection, *, after: str = "", limit: int = -1) -> list[Session]:
+    """In the order of their ids."""
+    found = db.execute(
+        "SELECT id, vault_ids, expires_at FROM sessions WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
+    )
+    return [_session(row) for row in found]
 
 
 def record(db: sqlite3.Connection, grant_id: str) -> GrantRecord | None:

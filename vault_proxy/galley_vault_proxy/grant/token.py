@@ -34,11 +34,23 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class ServerRule:
-    """One MCP server. `tools` None allows everything it offers; a set allows these tools and nothing beside tools."""
+    """One MCP server. `tools` None allows everything it offers; a set allows these tools and nothing beside tools.
+
+    `without`: tools taken away from it. Where some were, nothing beside tools is left either.
+    """
 
     name: str
     url: str
     tools: frozenset[str] | None = None
+    without: frozenset[str] = frozenset()
+
+    @property
+    def everything(self) -> bool:
+        """Whether all that the server offers may be used, its resources and prompts too."""
+        return self.tools is None and not self.without
+
+    def allows(self, tool: str) -> bool:
+        return (self.tools is None or tool in self.tools) and tool not in self.without
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +110,28 @@ class OnlyTools:
 
 
 @dataclass(frozen=True, slots=True)
+class WithoutTools:
+    """Of the tools, not these: of one server, or of every server when `server` is None."""
+
+    tools: frozenset[str]
+    server: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NotAfter:
     at: datetime
 
 
-Caveat: TypeAlias = OnlyServers | OnlyTools | NotAfter
+Caveat: TypeAlias = OnlyServers | OnlyTools | WithoutTools | NotAfter
 
 
 def mint(key: bytes, grant: Grant) -> str:
     """Return the token of a grant. Raises InvalidRequest if it does not fit into a header."""
     root = _encode(_root(grant))
     token = f"{PREFIX}{root}.{_seal(key, root)}"
+    for rule in grant.servers:
+        if rule.without:
+            token = append(token, WithoutTools(rule.without, rule.name))
     if len(token) > MAX_TOKEN:
         raise InvalidRequest(
             f"the grant is too large for a token ({len(token)} characters, at most {MAX_TOKEN}): "
@@ -154,6 +177,14 @@ def apply(grant: Grant, caveat: Caveat) -> Grant:
                 grant,
                 servers=tuple(
                     _fewer(rule, tools) if server is None or rule.name == server else rule for rule in grant.servers
+                ),
+            )
+        case WithoutTools(server=server, tools=tools):
+            return replace(
+                grant,
+                servers=tuple(
+                    replace(rule, without=rule.without | tools) if server is None or rule.name == server else rule
+                    for rule in grant.servers
                 ),
             )
         case NotAfter(at=at):
@@ -273,6 +304,8 @@ def _plain(caveat: Caveat) -> Mapping[str, object]:
             return {"servers": sorted(names)}
         case OnlyTools(server=server, tools=tools):
             return {"tools": sorted(tools), "of": server}
+        case WithoutTools(server=server, tools=tools):
+            return {"without": sorted(tools), "of": server}
         case NotAfter(at=at):
             return {"expires": milliseconds(at)}
         case _:
@@ -286,6 +319,8 @@ def _caveat(value: Any) -> Caveat:
             return OnlyServers(frozenset(names))
         case {"tools": list(tools), "of": str() | None as server, **rest} if not rest and _names(tools):
             return OnlyTools(frozenset(tools), server)
+        case {"without": list(tools), "of": str() | None as server, **rest} if not rest and _names(tools):
+            return WithoutTools(frozenset(tools), server)
         case {"expires": int(at), **rest} if not rest and not isinstance(at, bool) and 0 <= at < 1 << 47:
             return NotAfter(moment(at))
         case _:

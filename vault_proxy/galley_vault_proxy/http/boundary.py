@@ -1,6 +1,7 @@
 """The request boundary: every request gets an id, every error the official envelope, every defect a traceback."""
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -19,6 +20,8 @@ OPEN: Final = frozenset({"/healthz", "/readyz"})
 """Paths behind no key: they say whether the proxy lives, and nothing else."""
 
 logger = logging.getLogger(__name__)
+
+_REQUEST_ID: Final = re.compile(rb"req_[A-Za-z0-9]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Boundary:
         if scope["type"] != "http":
             await _refuse_upgrade(receive, send)
             return
-        reply = Reply(send, new_id("req"))
+        reply = Reply(send, _request_id(scope["headers"]))
         scope["galley.request_id"] = reply.request_id
         try:
             self._admit(scope)
@@ -111,6 +114,14 @@ class Reply:
         headers = [*error_headers(error), (b"content-length", str(len(body)).encode())]
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The id that whoever passes a request on has for it, so that one id finds it in both logs; else a new one."""
+    for name, value in headers:
+        if name == b"galley-request-id" and (given := _REQUEST_ID.fullmatch(value)) is not None:
+            return given[0].decode()
+    return new_id("req")
 
 
 def admit(headers: Iterable[tuple[bytes, bytes]], key: Secret) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import importlib.util
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,38 +47,45 @@ async def serve(
     uds: Path | None = None,
     grace_s: int = 2,
 ) -> AsyncIterator[Address]:
-    """Serve `app` on a TCP address and, if given, on a Unix socket that only the owner may use.
-
-    On leaving, `closing` is set, which ends every stream; other requests have `grace_s` to finish. Signals are left
-    alone. Raises ConfigError if the address cannot be had.
-    """
+    """Serve `app` on a TCP address and, if given, on a Unix socket that only the owner may use. Else as `serve_on`."""
     with ExitStack() as sockets:
         tcp = sockets.enter_context(await bind(host, port))
-        listening = [tcp]
-        if uds is not None:
-            listening.append(sockets.enter_context(unix_socket(uds)))
-        server = _Server(
-            uvicorn.Config(
-                app,
-                http=connection_class(key),
-                interface="asgi3",
-                lifespan="off",
-                proxy_headers=False,
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                limit_concurrency=_MOST_CONNECTIONS,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=grace_s,
-                backlog=BACKLOG,
-            )
+        local = [] if uds is None else [sockets.enter_context(unix_socket(uds))]
+        async with serve_on([tcp, *local], app, key=key, closing=closing, grace_s=grace_s):
+            yield Address(host, tcp.getsockname()[1])
+
+
+@asynccontextmanager
+async def serve_on(
+    listening: Sequence[socket.socket], app: ASGIApp, *, key: Secret, closing: asyncio.Event, grace_s: int = 2
+) -> AsyncIterator[None]:
+    """Serve `app` on sockets that listen.
+
+    On leaving, `closing` is set, which ends every stream; other requests have `grace_s` to finish. Signals are left
+    alone. Raises ConfigError if an address cannot be had.
+    """
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=connection_class(key),
+            interface="asgi3",
+            lifespan="off",
+            proxy_headers=False,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=grace_s,
+            backlog=BACKLOG,
         )
-        async with _running(server, listening):
-            try:
-                yield Address(host, tcp.getsockname()[1])
-            finally:
-                closing.set()
+    )
+    async with _running(server, list(listening)):
+        try:
+            yield
+        finally:
+            closing.set()
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

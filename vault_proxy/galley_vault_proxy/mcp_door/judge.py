@@ -47,7 +47,7 @@ async def _tool_call(visit: Visit, message: RpcMessage, screen: Screen, lister: 
     if found is None:
         # A server may take calls of tools that it lists to nobody: only who may call everything may do that.
         trace.reason = "tool_not_listed"
-        if visit.rule.tools is None:
+        if visit.rule.everything:
             return None
         trace.deny("tool_not_listed")
         return _unknown(visit, message, name)
