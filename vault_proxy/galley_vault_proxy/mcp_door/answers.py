@@ -58,9 +58,10 @@ def tool_error(id_: RequestId | None, text: str, era: Era) -> Answer:
     return Answer(200, result_message(id_, result))
 
 
-def upstream_error(id_: RequestId | None, text: str, *, type_: str, server: str, status: int = 502) -> Answer:
+def upstream_error(id_: RequestId | None, text: str, *, type_: str, server: str, nothing_done: bool) -> Answer:
     """A failure on the way to the server, or there. `type_` is what a runtime tells its user."""
-    return refusal(status, text, code=INTERNAL_ERROR, id_=id_, data={"type": type_, "mcp_server_name": server})
+    data = {"type": type_, "mcp_server_name": server, "nothing_done": nothing_done}
+    return refusal(502, text, code=INTERNAL_ERROR, id_=id_, data=data)
 
 
 def result_answer(id_: RequestId | None, result: Object) -> Answer:

@@ -274,7 +274,9 @@ class McpDoor:
             return refusal(failed.status, failed.message, code=INTERNAL_ERROR, id_=id_, headers=failed.headers)
         except ServerFailed as failed:
             trace.reason = failed.reason
-            return upstream_error(id_, failed.message, type_=failed.type, server=visit.rule.name)
+            return upstream_error(
+                id_, failed.message, type_=failed.type, server=visit.rule.name, nothing_done=failed.nothing_done
+            )
         except GrantRefused:
             raise
         except RequestError as error:

@@ -1,7 +1,30 @@
 """How asking a server can fail. The messages are safe to show."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
+
+NOTHING_DONE: Final = frozenset(
+    {
+        "address_refused",
+        "begin_timeout",
+        "connect_failed",
+        "crash_loop",
+        "list_endless",
+        "list_refused",
+        "list_timeout",
+        "no_command",
+        "no_sandbox",
+        "no_session",
+        "no_such_server",
+        "redirect",
+        "start_failed",
+        "too_many",
+        "upstream_unauthorized",
+    }
+)
+"""Reasons that say that a server did nothing of what it was asked: it was not reached, or refused at its gate.
+
+With any other it may have done it, and whoever asked must not simply ask again."""
 
 
 class ServerFailed(Exception):
@@ -9,6 +32,10 @@ class ServerFailed(Exception):
 
     `type` is what a runtime tells its user, `reason` what the audit says.
     """
+
+    @property
+    def nothing_done(self) -> bool:
+        return self.reason in NOTHING_DONE
 
     def __init__(self, message: str, *, reason: str, type_: str = "mcp_connection_failed_error") -> None:
         super().__init__(message)

@@ -286,8 +286,10 @@ async def _opened(transport: httpx2.AsyncBaseTransport, request: httpx2.Request)
         response = await transport.handle_async_request(request)
     except AddressRefused as error:
         raise ServerFailed(error.message, reason="address_refused") from None
-    except (httpx2.TransportError, httpx2.InvalidURL, ValueError):
-        raise ServerFailed("the server cannot be reached, or broke off", reason="connect_failed") from None
+    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.InvalidURL, ValueError):
+        raise ServerFailed("the server cannot be reached", reason="connect_failed") from None
+    except httpx2.TransportError:
+        raise ServerFailed("the server broke off without an answer", reason="connection_lost") from None
     response.request = request
     return response
 
