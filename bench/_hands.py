@@ -16,6 +16,7 @@ from galley_server.brain.drafts import event_draft, internal_draft
 from galley_server.brain.model import Answer, ModelRequest, Progress
 from galley_server.brain.prompt import FileContents
 from galley_server.brain.runner import Workplace
+from galley_server.hands.nowhere import Nowhere
 from galley_server.hands.sandboxes import SandboxHands
 from galley_server.ids import new_id
 from galley_server.log import internal
@@ -119,7 +120,7 @@ async def open_kitchen(driver_name: str) -> AsyncIterator[Kitchen]:
             SandboxHands.open([driver], sessions=Everyone(), files=NoFiles()) as hands,
         ):
             try:
-                async with Brain.open(Workplace(log, ObedientModel(), hands, NoFiles())) as brain:
+                async with Brain.open(Workplace(log, ObedientModel(), hands, Nowhere(), NoFiles())) as brain:
                     yield Kitchen(log, brain, hands, driver)
             finally:
                 await hands.release_all()

@@ -25,6 +25,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "mcp": Entry("galley_server.cli.mcp", "speak MCP on stdin and stdout, for Claude Desktop and other MCP clients"),
     "demo": Entry("galley_server.cli.demo", "start everything on a temporary home and play one session"),
     "doctor": Entry("galley_server.cli.doctor", "check the sandbox, the model endpoint and the store, with the fix"),
+    "vault": Entry("galley_server.cli.vault", "list and make vaults, and log in at MCP servers"),
     "log": Entry("galley_server.cli.log", "show, verify or export a session's log"),
     "backup": Entry("galley_server.cli.backup", "copy the store into a file, also while the server runs"),
 }

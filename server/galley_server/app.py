@@ -15,8 +15,10 @@ from typing import Final
 from galley_server.brain.brain import Brain
 from galley_server.brain.model import MessagesModel
 from galley_server.brain.runner import Workplace
+from galley_server.broker.broker import Broker, open_broker
 from galley_server.drivers import MakeDrivers, drivers_of, limits_of
 from galley_server.errors import ConfigError
+from galley_server.hands.nowhere import Nowhere
 from galley_server.hands.sandboxes import SandboxHands
 from galley_server.home import run_dir, socket_to_bind
 from galley_server.http.app import build_http
@@ -40,6 +42,7 @@ from galley_server.runtime.attachments import Attachments
 from galley_server.runtime.liveness import Liveness
 from galley_server.runtime.model_directory import EndpointDirectory
 from galley_server.runtime.models import NoDirectory
+from galley_server.runtime.reach import SessionReach
 from galley_server.runtime.runtime import Runtime, open_files
 from galley_server.secret import Secret
 from galley_server.settings import Settings
@@ -136,7 +139,8 @@ async def kitchen(settings: Settings, listen: Listen, drivers: MakeDrivers = dri
     """
     async with AsyncExitStack() as stack:
         store = await _open_store(stack, settings, patient=listen.grace_s is not None)
-        runtime, brain = await _open_work(stack, settings, store, drivers)
+        broker = await _open_broker(stack, settings, store)
+        runtime, brain = await _open_work(stack, settings, store, drivers, broker)
         mcp = build_server(tools_of(runtime))
         endpoint = HTTPEndpoint(mcp, Gate.for_bind(listen.host, store.api_key))
         await stack.enter_async_context(endpoint.running())
@@ -148,10 +152,13 @@ async def kitchen(settings: Settings, listen: Listen, drivers: MakeDrivers = dri
                 closing=closing,
                 body_limit=settings.limits.body_bytes,
                 file_limit=settings.limits.file_bytes,
+                relay=None if broker is None else broker.client,
                 routes=endpoint.routes(),
             )
         )
         address = await _open_door(stack, traffic, listen, closing)
+        if broker is not None:
+            broker.begin(address.url)
         await asyncio.to_thread(refuse_own_address, settings.model.base_url, host=address.host, port=address.port)
         stack.push_async_callback(endpoint.close)
         socket = await stack.enter_async_context(SocketEndpoint.open(mcp, socket_to_bind(settings.home)))
@@ -189,8 +196,15 @@ async def _own(stack: AsyncExitStack, files: StateFiles, *, patient: bool) -> No
         await asyncio.sleep(0.1)
 
 
+async def _open_broker(stack: AsyncExitStack, settings: Settings, store: Store) -> Broker | None:
+    if settings.broker is None:
+        return None
+    reach = SessionReach(store.log, store.rows)
+    return await stack.enter_async_context(open_broker(settings.broker, store.files.home, reach))
+
+
 async def _open_work(
-    stack: AsyncExitStack, settings: Settings, store: Store, make_drivers: MakeDrivers
+    stack: AsyncExitStack, settings: Settings, store: Store, make_drivers: MakeDrivers, broker: Broker | None
 ) -> tuple[Runtime, Brain]:
     uploads = await stack.enter_async_context(open_files(settings, store.database))
     model = await stack.enter_async_context(MessagesModel.open(settings.model))
@@ -201,12 +215,18 @@ async def _open_work(
             former=drivers.former,
             sessions=Liveness(store.rows),
             files=uploads,
+            outlets=None if broker is None else broker.outlets,
             outputs=uploads,
             limits=limits_of(settings.sandbox),
         )
     )
     workplace = Workplace(
-        log=store.log, model=model, hands=hands, files=Attachments(uploads), max_rounds=settings.limits.tool_rounds
+        log=store.log,
+        model=model,
+        hands=hands,
+        servers=Nowhere() if broker is None else broker.servers,
+        files=Attachments(uploads),
+        max_rounds=settings.limits.tool_rounds,
     )
     brain = await stack.enter_async_context(Brain.open(workplace))
     runtime = Runtime(
@@ -217,6 +237,7 @@ async def _open_work(
         files=uploads,
         brain=brain,
         hands=hands,
+        vaults=None if broker is None else broker.vaults,
         directory=EndpointDirectory(model.client)
         if settings.model.api_key or settings.model.auth_token
         else NoDirectory(),

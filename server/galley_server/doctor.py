@@ -26,12 +26,17 @@ from galley_sandbox.port import Driver
 
 from galley_server import __version__
 from galley_server.brain.model import MessagesModel, ModelFailed, ModelRequest
+from galley_server.broker.child import Child
+from galley_server.broker.client import Neighbour, ProxyClient
+from galley_server.broker.place import API_SOCKET, Sockets
 from galley_server.drivers import drivers_of
 from galley_server.errors import ChainBroken, ConfigError, Unavailable
 from galley_server.home import socket_to_dial
+from galley_server.kept import service_key_of
 from galley_server.log.chain import ChainKey
 from galley_server.log.verify import reading, session_ids, verify
-from galley_server.settings import MEBIBYTE, Settings
+from galley_server.secret import Secret
+from galley_server.settings import MEBIBYTE, BrokerSettings, Settings
 from galley_server.state import StateFiles
 
 Verdict: TypeAlias = Literal["ok", "note", "fail"]
@@ -75,6 +80,7 @@ async def examine(settings: Settings, *, port: int) -> list[Finding]:
                 lambda: _on_thread(_store, files),
                 lambda: _on_thread(_server, files, port),
                 *[_bound_sandbox(driver) for driver in drivers.chosen],
+                lambda: _broker(settings, Path(workshop)),
                 lambda: _model(settings),
             ]
             async with asyncio.TaskGroup() as tasks:
@@ -231,6 +237,45 @@ async def _sandbox(driver: Driver) -> list[Finding]:
             if not limit.holds
         ],
     ]
+
+
+async def _broker(settings: Settings, workshop: Path) -> list[Finding]:
+    """Ask the vault proxy that runs; where none does, start one on a home of its own for a moment."""
+    found = settings.broker
+    if found is None:
+        what = "GALLEY_BROKER is off: sandboxes have no network, agents no MCP servers and no vaults"
+        return [Finding("vault proxy", "note", what)]
+    running = _api_socket(settings.home) if found.sockets is None else found.sockets / API_SOCKET
+    if running is None and found.environ.get("VAULT_ADDR"):
+        what = "secrets are kept in Vault; not tried, because a login may be good for one time only"
+        return [Finding("vault proxy", "note", what, "galley-vault-proxy doctor")]
+    try:
+        async with AsyncExitStack() as stack:
+            client = await (_throwaway(found, workshop, stack) if running is None else _running(found, running, stack))
+            await client.readiness()
+    except (ConfigError, Unavailable) as error:
+        return [Finding("vault proxy", "fail", error.message, "see docs/operations.md, Vault proxy")]
+    return [Finding("vault proxy", "ok", "one was started, and was ready" if running is None else "it is ready")]
+
+
+def _api_socket(home: Path) -> Path | None:
+    """Of the vault proxy that the server of this home runs, if one does. Makes no home."""
+    found = socket_to_dial(home, API_SOCKET) if home.exists() else None
+    return found if found is not None and found.is_socket() else None
+
+
+async def _running(found: BrokerSettings, api: Path, stack: AsyncExitStack) -> ProxyClient:
+    key = service_key_of(found.home / "service_key", found.key)
+    return await stack.enter_async_context(ProxyClient.open(Sockets(api, api), key, Neighbour()))
+
+
+async def _throwaway(found: BrokerSettings, workshop: Path, stack: AsyncExitStack) -> ProxyClient:
+    key = Secret(secrets.token_hex(16))
+    home = {"GALLEY_PROXY_HOME": str(workshop / "vault_proxy"), "GALLEY_PROXY_KEY": key.reveal()}
+    sockets = Sockets.within(workshop)
+    child = await stack.enter_async_context(Child.open(sockets, {**found.environ, **home}))
+    child.begin("http://localhost")
+    return await stack.enter_async_context(ProxyClient.open(sockets, key, child))
 
 
 async def _model(settings: Settings) -> list[Finding]:

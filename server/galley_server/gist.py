@@ -24,7 +24,9 @@ def printable(line: str) -> str:
 
 def _words(event: Mapping[str, JSON]) -> str:
     if isinstance(event.get("name"), str):
-        return f"{event['name']} {_input(event.get('input'))}"
+        server = event.get("mcp_server_name")
+        tool = event["name"] if server is None else f"{server}/{event['name']}"
+        return f"{tool} {_input(event.get('input'))}"
     if "content" in event:
         return ("error: " if event.get("is_error") else "") + _text(event["content"])
     if isinstance(stop := event.get("stop_reason"), Mapping):

@@ -11,6 +11,7 @@ from galley_server.errors import ConfigError
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, the final NUL included.
 SOCKET_PATH_LIMIT = 100
+SOCKET = "galley.sock"
 
 
 def home_of(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
@@ -52,38 +53,38 @@ def require_private(directory: Path) -> None:
         directory.chmod(0o700)
 
 
-def socket_to_bind(home: Path) -> Path:
-    """Where the home's server listens.
+def socket_to_bind(home: Path, name: str = SOCKET) -> Path:
+    """Where something of the home listens, its server if nothing else is named.
 
     A home with a long path cannot hold its own socket. The socket then lies in a private directory with an
     unguessable short name, and a pointer file in the home says where: nobody can sit on the name beforehand,
     and it does not depend on environment variables that a shim and its server may see differently.
     """
     run = run_dir(home)
-    direct = run / "galley.sock"
+    direct = run / name
     if len(os.fsencode(direct)) <= SOCKET_PATH_LIMIT:
         return direct
-    kept = _pointed_at(run)
+    kept = _pointed_at(run, name)
     if kept is not None:
         return kept
     short = Path("/tmp") / f"galley-{os.urandom(8).hex()}"
     short.mkdir(mode=0o700)
-    fresh = run / "galley.sock.path.new"
-    fresh.write_text(str(short / "galley.sock"))
-    fresh.replace(run / "galley.sock.path")
-    return short / "galley.sock"
+    fresh = run / f"{name}.path.new"
+    fresh.write_text(str(short / name))
+    fresh.replace(run / f"{name}.path")
+    return short / name
 
 
-def socket_to_dial(home: Path) -> Path | None:
-    """Where a server of this home would answer; None when the home's path is long and no server ever listened."""
+def socket_to_dial(home: Path, name: str = SOCKET) -> Path | None:
+    """Where it would answer; None when the home's path is long and nothing of that name ever listened."""
     run = run_dir(home)
-    direct = run / "galley.sock"
-    return direct if len(os.fsencode(direct)) <= SOCKET_PATH_LIMIT else _pointed_at(run)
+    direct = run / name
+    return direct if len(os.fsencode(direct)) <= SOCKET_PATH_LIMIT else _pointed_at(run, name)
 
 
-def _pointed_at(run: Path) -> Path | None:
+def _pointed_at(run: Path, name: str) -> Path | None:
     try:
-        pointed = Path((run / "galley.sock.path").read_text())
+        pointed = Path((run / f"{name}.path").read_text())
         require_private(pointed.parent)
     except (OSError, ValueError):
         return None  # the pointer is gone or outlived its directory; the next server writes a new one

@@ -24,6 +24,16 @@ def api_key_of(path: Path, chosen: Secret | None) -> Secret:
     return Secret(_kept(path, _KEY, lambda: f"galley_{secrets.token_urlsafe(32)}"))
 
 
+def service_key_of(path: Path, chosen: Secret | None) -> Secret:
+    """The vault proxy's key: `chosen`, else the one kept at `path`, made if there is none yet as the proxy makes it.
+
+    Raises ConfigError.
+    """
+    if chosen is not None:
+        return chosen
+    return Secret(_kept(path, _KEY, lambda: f"galley_proxy_{secrets.token_urlsafe(32)}"))
+
+
 def home_id_of(path: Path) -> str:
     """Return the id kept at `path`, making it if there is none yet. Raises ConfigError."""
     return _kept(path, _HOME_ID, lambda: f"home_{secrets.token_hex(8)}")

@@ -6,9 +6,10 @@ No file and no network is touched here.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ Value = TypeVar("Value")
 MEBIBYTE: Final = 1 << 20
 _OTHERS: Final = ("GALLEY_PROXY_", "GALLEY_VAULT_")
 """Settings of `galley-vault-proxy`, which checks them itself: both programs may share an environment."""
+_NOT_THE_PROXYS: Final = ("ANTHROPIC_", "GALLEY_")
+"""How variables begin that a vault proxy which is started here does not get, its own ones excepted."""
 _PRINTABLE: Final = re.compile(r"[!-~]+")
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
 _RUNTIME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -73,6 +76,21 @@ CATALOGUE: Final = (
         "Seconds that one tool call may run, whatever timeout it asked for, 1 to 86400.",
     ),
     Setting(
+        "GALLEY_BROKER",
+        "`auto`",
+        "The vault proxy, which is the way of sandboxes to the network and of agents to MCP servers: `auto` (it is "
+        "started and ended with the server), `off` (there is none of that), or the directory with the sockets "
+        "`proxy.sock` and `egress.sock` of one that runs by itself.",
+    ),
+    Setting(
+        "GALLEY_PROXY_HOME",
+        "`$GALLEY_HOME/vault_proxy`",
+        "Home of the vault proxy. All its settings can be given here too, and `VAULT_ADDR` with those that go with it.",
+    ),
+    Setting(
+        "GALLEY_PROXY_KEY", "`$GALLEY_PROXY_HOME/service_key`", "Key of the vault proxy, if it is not in its home."
+    ),
+    Setting(
         "GALLEY_LIMITS",
         "every limit at its default",
         "`off`, or a comma-separated list of `name=value`: `body_mb` (size of a request, 32), `file_mb` (size of an "
@@ -108,6 +126,16 @@ class SandboxSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """Where the vault proxy is. `sockets` None: it is started here, with this `environ`."""
+
+    home: Path
+    sockets: Path | None = None
+    key: Secret | None = None
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """None lifts a limit."""
 
@@ -130,6 +158,8 @@ class Settings:
     api_key: Secret | None = None
     model: ModelSettings = ModelSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    broker: BrokerSettings | None = None
+    """None: there is none."""
     limits: Limits = Limits()
     log_level: LogLevel = "info"
 
@@ -146,6 +176,7 @@ class Settings:
             api_key=_read(given, "GALLEY_API_KEY", _api_key, None),
             model=_model(given),
             sandbox=_sandbox(given),
+            broker=_broker(given, environ),
             limits=_read(given, "GALLEY_LIMITS", _limits, Limits()),
             log_level=_read(given, "GALLEY_LOG_LEVEL", _log_level, "info"),
         )
@@ -192,6 +223,35 @@ def _sandbox(given: Mapping[str, str]) -> SandboxSettings:
         disk_mb=_read(given, "GALLEY_SANDBOX_DISK_MB", _whole(16, MEBIBYTE), default.disk_mb),
         wall_s=_read(given, "GALLEY_SANDBOX_WALL_S", _number(1, 86_400), default.wall_s),
     )
+
+
+def _broker(given: Mapping[str, str], environ: Mapping[str, str]) -> BrokerSettings | None:
+    choice = given.get("GALLEY_BROKER", "auto")
+    if choice == "off":
+        return None
+    home = _read(given, "GALLEY_PROXY_HOME", _folder, home_of(environ) / "vault_proxy")
+    return BrokerSettings(
+        home=home,
+        sockets=None if choice == "auto" else _folder("GALLEY_BROKER", choice),
+        key=_read(given, "GALLEY_PROXY_KEY", _api_key, None),
+        environ=_proxys(environ) | {"GALLEY_PROXY_HOME": str(home)},
+    )
+
+
+def _proxys(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a vault proxy that is started here gets: its own settings and the surroundings, and no key of ours."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(_OTHERS) or not name.startswith(_NOT_THE_PROXYS)
+    }
+
+
+def _folder(name: str, text: str) -> Path:
+    path = Path(os.path.expanduser(text))
+    if not path.is_absolute():
+        raise ConfigError(f"{name} is {text!r}: use an absolute path, or auto or off")
+    return path
 
 
 def _api_key(name: str, text: str) -> Secret:

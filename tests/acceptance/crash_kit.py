@@ -177,6 +177,7 @@ class Site:
             words += [fuse.when, fuse.row_type, str(self.armed)]
         given = {
             "GALLEY_SANDBOX": self.driver,
+            "GALLEY_BROKER": "off",
             "GALLEY_MODEL_API_KEY": "test-key",
             "GALLEY_MODEL_BASE_URL": self.model_url,
         }

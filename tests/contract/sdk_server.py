@@ -16,6 +16,7 @@ from galley_server.brain.runner import Workplace
 from galley_server.demo.messages import serve_scripted
 from galley_server.demo.reply import Answer, Pace, Reply, Stall, call, say
 from galley_server.demo.transcript import Request, Text, Thinking
+from galley_server.hands.nowhere import Nowhere
 from galley_server.hands.sandboxes import SandboxHands
 from galley_server.http.app import build_http
 from galley_server.http.serving import serve
@@ -73,7 +74,7 @@ async def running_galley(home: Path) -> AsyncIterator[Galley]:
         files = await stack.enter_async_context(open_files(settings, database))
         hands = await stack.enter_async_context(SandboxHands.open((), sessions=Liveness(store), files=files))
         model = await stack.enter_async_context(MessagesModel.open(settings.model))
-        brain = await stack.enter_async_context(Brain.open(Workplace(log, model, hands, Attachments(files))))
+        brain = await stack.enter_async_context(Brain.open(Workplace(log, model, hands, Nowhere(), Attachments(files))))
         client = await stack.enter_async_context(anthropic.AsyncAnthropic(base_url=model_url, api_key="k"))
         runtime = Runtime(
             settings,

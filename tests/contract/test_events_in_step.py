@@ -28,6 +28,9 @@ class Overtaken:
     async def summaries(self, query: SummaryQuery) -> SummaryPage[Summary]:
         return await self.kitchen.store.summaries(query)
 
+    async def was_deleted(self, session_id: str) -> bool:
+        return await self.kitchen.store.was_deleted(session_id)
+
     async def rebuild_summaries(self) -> int:
         return await self.kitchen.store.rebuild_summaries()
 

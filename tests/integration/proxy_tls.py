@@ -1,5 +1,6 @@
 """A certificate authority for tests, and server contexts for names that it vouches for."""
 
+import ipaddress
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,10 +17,13 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._certificate = self._signed("Test authority", self._key.public_key(), authority=True)
 
+    @property
+    def pem(self) -> bytes:
+        return self._certificate.public_bytes(serialization.Encoding.PEM)
+
     def trusting(self) -> ssl.SSLContext:
         """A client context that trusts this authority and no other."""
-        pem = self._certificate.public_bytes(serialization.Encoding.PEM).decode()
-        return ssl.create_default_context(cadata=pem)
+        return ssl.create_default_context(cadata=self.pem.decode())
 
     def serving(self, name: str) -> ssl.SSLContext:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -52,5 +56,12 @@ class Authority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
         if not authority:
-            built = built.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            built = built.add_extension(x509.SubjectAlternativeName([_called(name)]), critical=False)
         return built.sign(self._key, hashes.SHA256())
+
+
+def _called(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

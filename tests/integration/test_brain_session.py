@@ -17,6 +17,7 @@ from galley_server.demo.messages import serve_scripted
 from galley_server.demo.reply import Answer, ApiError, Drop, Hold, Reply, StreamError, call, say
 from galley_server.demo.script import Script
 from galley_server.demo.transcript import Request, Text, Thinking, ToolUse
+from galley_server.hands.nowhere import Nowhere
 from galley_server.hands.port import Mount, ToolCall, ToolDefinition, ToolOutcome
 from galley_server.hands.tools import offered
 from galley_server.ids import new_id
@@ -188,7 +189,7 @@ async def kitchen(url: str, *, recipe: SessionAgent | None = None, work: Work = 
     ):
         hands = MemoryHands(work)
         retry = RetryPolicy(attempts=3, first_s=0.01, longest_s=0.02)
-        workplace = Workplace(log, model, hands, NoFiles(), retry=retry)
+        workplace = Workplace(log, model, hands, Nowhere(), NoFiles(), retry=retry)
         made = Kitchen(log, store, hands, workplace, new_id("sesn"))
         await made.create(recipe or agent())
         yield made

@@ -52,7 +52,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {**SESSION, "budget": {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}},
         "budget: Budgets are not supported",
     ),
-    ("/v1/sessions", {**SESSION, "vault_ids": ["vlt_1"]}, "vault_ids: Vaults are not supported"),
     (
         "/v1/sessions",
         {**SESSION, "resources": [{"type": "github_repository", "url": "https://github.com/a/b"}]},
@@ -98,7 +97,6 @@ async def test_what_this_release_does_not_serve_is_refused_by_name(
     [
         "/v1/sessions/sesn_1/threads",
         "/v1/sessions/sesn_1/resources",
-        "/v1/vaults",
         "/v1/memory_stores",
         "/v1/skills",
         "/v1/deployments",
@@ -127,17 +125,6 @@ async def test_there_is_no_rate_limit(client: httpx2.AsyncClient) -> None:
     assert statuses == {200}
 
 
-async def test_limited_networking_is_kept_though_sandboxes_have_no_network(client: httpx2.AsyncClient) -> None:
-    networking = {
-        "type": "limited",
-        "allowed_hosts": ["example.com"],
-        "allow_mcp_servers": True,
-        "allow_package_managers": False,
-    }
-    body = {"name": str(uuid.uuid4()), "config": {"type": "cloud", "networking": networking}}
-    assert (await client.post("/v1/environments", json=body)).json()["config"]["networking"] == networking
-
-
 async def played(client: httpx2.AsyncClient, agent: dict[str, Any], text: str) -> list[dict[str, Any]]:
     """One turn of a new session; its events."""
     made = (await client.post("/v1/agents", json={**AGENT, **agent})).json()
@@ -155,7 +142,9 @@ async def played(client: httpx2.AsyncClient, agent: dict[str, Any], text: str) -
     return events
 
 
-async def test_mcp_servers_of_an_agent_are_reported_as_not_reachable(client: httpx2.AsyncClient) -> None:
+async def test_without_a_vault_proxy_the_mcp_servers_of_an_agent_are_reported_as_not_reachable(
+    client: httpx2.AsyncClient,
+) -> None:
     agent = {
         "mcp_servers": [{"type": "url", "name": "docs", "url": "https://docs.example.com/mcp"}],
         "tools": [{"type": "mcp_toolset", "mcp_server_name": "docs"}],

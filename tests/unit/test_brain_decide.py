@@ -6,6 +6,7 @@ import pytest
 from galley_server.brain.decide import (
     CallModel,
     CloseRequest,
+    FindReach,
     GoIdle,
     Interrupt,
     Refuse,
@@ -21,8 +22,18 @@ from galley_server.log import internal
 from galley_server.log.row import Row
 from galley_server.log.state import SessionState, fold
 from galley_server.wire import events as ev
-from galley_server.wire.agent import AgentToolset, AlwaysAllow, ModelConfig, SessionAgent, ToolDefault
+from galley_server.wire.agent import (
+    AgentToolset,
+    AlwaysAllow,
+    McpServer,
+    McpToolset,
+    ModelConfig,
+    SessionAgent,
+    ToolDefault,
+)
+from galley_server.wire.base import JSON
 from galley_server.wire.content import TextBlock
+from galley_server.wire.environment import Limited
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 AGENT = SessionAgent(
@@ -266,3 +277,91 @@ def test_waits_double_up_to_the_longest(attempt: int, seconds: float) -> None:
 def test_what_the_endpoint_asked_for_counts_up_to_the_longest_wait() -> None:
     assert RetryPolicy().wait(1, asked=7, jitter=0) == timedelta(seconds=7)
     assert RetryPolicy().wait(1, asked=3600, jitter=0) == timedelta(seconds=30)
+
+
+LISTED = internal.McpListed(servers=())
+SERVED = AGENT.model_copy(
+    update={
+        "mcp_servers": (McpServer(name="up", url="https://up.example/mcp"),),
+        "tools": (
+            McpToolset(
+                mcp_server_name="up",
+                default_config=ToolDefault(enabled=True, permission_policy=AlwaysAllow()),
+                configs=(),
+            ),
+        ),
+    }
+)
+WITH_SERVER = CREATED.model_copy(update={"agent": SERVED})
+IDLE = ev.StatusIdle(id="sevt_idle", stop_reason=ev.EndTurn())
+
+
+def test_servers_are_asked_for_their_tools_before_the_model_is_asked() -> None:
+    assert step_of(WITH_SERVER, HELLO) == FindReach()
+    assert step_of(WITH_SERVER, HELLO, RUNNING) == FindReach()
+    assert step_of(WITH_SERVER, HELLO, RUNNING, LISTED) == CallModel(take=("sevt_hello",))
+
+
+def test_servers_are_asked_once_in_a_turn_and_again_in_the_next() -> None:
+    turn = (WITH_SERVER, HELLO, RUNNING, LISTED, TAKEN, START)
+    assert step_of(*turn, END) == CallModel()
+    late = HELLO.model_copy(update={"id": "sevt_late"})
+    assert step_of(*turn, *answer(stop_reason="end_turn"), IDLE, late) == FindReach()
+
+
+def test_an_answer_to_a_question_is_no_new_turn() -> None:
+    asked = (WITH_SERVER, HELLO, RUNNING, LISTED, TAKEN, START, *answer("bash", ask=("bash",)), blocked_on("bash"))
+    resumed = RUNNING.model_copy(update={"id": "sevt_again"})
+    assert step_of(*asked, confirm("bash"), resumed, result("bash")) == CallModel()
+
+
+def test_credentials_are_looked_at_where_the_environment_may_shut_their_hosts_off() -> None:
+    closed = Limited(allowed_hosts=(), allow_mcp_servers=False, allow_package_managers=False)
+    limited = CREATED.model_copy(update={"vault_ids": ("vlt_1",), "networking": closed})
+    assert step_of(limited, HELLO) == FindReach()
+    assert step_of(CREATED.model_copy(update={"vault_ids": ("vlt_1",)}), HELLO) == CallModel(take=("sevt_hello",))
+
+
+def test_an_interrupt_comes_before_the_servers() -> None:
+    assert step_of(WITH_SERVER, HELLO, RUNNING, ev.UserInterrupt(id="sevt_stop")) == Interrupt(ends_turn=True)
+
+
+def test_what_a_server_listed_stays_until_it_lists_otherwise_or_is_another() -> None:
+    tool = internal.McpTool(name="a", input_schema={})
+    first = internal.McpListing(server="up", url="https://up.example/mcp", tools=(tool,))
+    kept = first.model_copy(update={"tools": None})
+    moved = kept.model_copy(update={"url": "https://else.example"})
+    state = state_of(WITH_SERVER, internal.McpListed(servers=(first,)), internal.McpListed(servers=(kept,)))
+    assert state.mcp == {"up": first}
+    assert state_of(WITH_SERVER, internal.McpListed(servers=(first,)), LISTED).mcp == {"up": first}
+    assert state_of(WITH_SERVER, internal.McpListed(servers=(first,)), internal.McpListed(servers=(moved,))).mcp == {
+        "up": moved
+    }
+
+
+def test_calls_of_servers_wait_for_nobody_and_nobody_waits_for_them() -> None:
+    calls = {f"toolu_{name}": f"sevt_{name}" for name in ("one", "bash", "two")}
+    blocks: tuple[dict[str, JSON], ...] = tuple(
+        {"type": "tool_use", "id": f"toolu_{name}", "name": name, "input": {}} for name in ("one", "bash", "two")
+    )
+    uses = (
+        # A server may call its tool as one of ours is called.
+        ev.AgentMcpToolUse(id="sevt_one", mcp_server_name="up", name="bash", input={}, evaluated_permission="ask"),
+        ev.AgentToolUse(id="sevt_bash", name="bash", input={}, evaluated_permission="allow"),
+        ev.AgentMcpToolUse(id="sevt_two", mcp_server_name="up", name="write", input={}, evaluated_permission="allow"),
+    )
+    assistant = internal.Assistant(request_id="sevt_start", blocks=blocks, calls=calls, stop_reason="tool_use")
+    assert ids_of(step_of(*TURN, assistant, *uses, END)) == ["sevt_bash", "sevt_two"]
+
+
+def test_a_dispatch_to_a_server_leaves_the_sandbox_as_it_was() -> None:
+    use = ev.AgentMcpToolUse(id="sevt_one", mcp_server_name="up", name="a", input={}, evaluated_permission="allow")
+    state = state_of(
+        *TURN,
+        *answer("bash"),
+        internal.Dispatch(tool_use_id="sevt_bash", incarnation="inc_1"),
+        use,
+        internal.Dispatch(tool_use_id="sevt_one"),
+    )
+    assert state.incarnation == "inc_1"
+    assert (state.calls["sevt_one"].dispatched, state.calls["sevt_one"].incarnation) == (True, None)

@@ -1,5 +1,6 @@
 """The next model request, from rows alone."""
 
+import json
 from datetime import UTC, datetime
 
 from galley_server.brain.drafts import event_draft, internal_draft
@@ -12,6 +13,7 @@ from galley_server.wire import events as ev
 from galley_server.wire.agent import AgentToolset, AlwaysAllow, Effort, ModelConfig, SessionAgent, ToolDefault
 from galley_server.wire.base import JSON
 from galley_server.wire.content import Base64Source, FileSource, ImageBlock, TextBlock, UserBlock
+from galley_server.wire.environment import Limited, Networking, Unrestricted
 from galley_server.wire.resource import FileResource
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -147,3 +149,32 @@ def test_a_system_message_reaches_the_model_as_marked_text() -> None:
     system = ev.SystemMessage(id="sevt_s", content=(TextBlock(text="Be brief."),))
     state = folded(*message("sevt_1", TextBlock(text="hi")), system, internal.Processed(event_id="sevt_s"))
     assert "<system>\\nBe brief.\\n</system>" in str(messages_of(state))
+
+
+def system_of(networking: Networking | None, agent: SessionAgent = AGENT, vault_ids: tuple[str, ...] = ()) -> str:
+    state = folded()
+    state.networking, state.vault_ids = networking, vault_ids
+    return json.dumps(build_request(state, agent, offered(agent), {}).system)
+
+
+def test_the_model_is_told_what_programs_reach() -> None:
+    assert "There is no network." in system_of(None)
+    assert "reach public hosts" in system_of(Unrestricted())
+    closed = Limited(allowed_hosts=(), allow_mcp_servers=False, allow_package_managers=False)
+    assert "Programs reach no host." in system_of(closed)
+    some = closed.model_copy(update={"allowed_hosts": ("a.example", "*.b.example"), "allow_package_managers": True})
+    said = system_of(some)
+    assert "a.example, *.b.example, the public package registries" in said
+    assert "placeholders" not in said
+    assert "placeholders" in system_of(some, vault_ids=("vlt_1",))
+
+
+def test_an_agent_that_has_no_tools_any_more_still_explains_its_earlier_calls() -> None:
+    called = said(
+        {"type": "tool_use", "id": "toolu_1", "name": "mcp__up__echo", "input": {}}, calls={"toolu_1": "sevt_1"}
+    )
+    used = ev.AgentMcpToolUse(id="sevt_1", mcp_server_name="up", name="echo", input={})
+    result = ev.AgentMcpToolResult(id="sevt_2", mcp_tool_use_id="sevt_1", content=(TextBlock(text="ok"),))
+    state = folded(*message("sevt_0", TextBlock(text="go")), called, used, result)
+    (tool,) = build_request(state, AGENT, (), {}).tools
+    assert (tool["name"], tool["input_schema"]) == ("mcp__up__echo", {"type": "object"})

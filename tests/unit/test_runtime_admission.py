@@ -72,7 +72,11 @@ def test_answers_to_waiting_calls_are_taken() -> None:
 @pytest.mark.parametrize(
     ("event", "call", "says"),
     [
-        (confirm("x"), ASKS, "events.1.tool_use_id: this session has no agent.tool_use event with the id 'x'"),
+        (
+            confirm("x"),
+            ASKS,
+            "events.1.tool_use_id: this session has no agent.tool_use or agent.mcp_tool_use event with the id 'x'",
+        ),
         (result("x"), ASKS, "events.1.custom_tool_use_id: this session has no agent.custom_tool_use event"),
         (
             confirm("a"),

@@ -82,6 +82,9 @@ def test_limits_are_set_and_lifted_by_name() -> None:
         ("GALLEY_LIMITS", "bodies=3", "body_mb, file_mb, tool_rounds"),
         ("GALLEY_LIMITS", "body_mb=0", "a whole number from 1"),
         ("GALLEY_LIMITS", "body_mb=1,body_mb=2", "twice"),
+        ("GALLEY_BROKER", "on", "absolute path"),
+        ("GALLEY_PROXY_HOME", "proxy", "absolute path"),
+        ("GALLEY_PROXY_KEY", "short", "16 or more"),
         ("GALLEY_LOG_LEVEL", "loud", "debug, info, warning or error"),
     ],
 )
@@ -119,3 +122,22 @@ def test_every_setting_is_described_once() -> None:
 def test_the_settings_of_the_vault_proxy_are_left_to_it() -> None:
     environ = {"GALLEY_HOME": "/h", "GALLEY_PROXY_KEY": "k" * 32, "GALLEY_VAULT_AUTH": "token"}
     assert Settings.from_env(environ).home == Path("/h")
+
+
+def test_a_vault_proxy_is_started_unless_something_else_is_said() -> None:
+    found = read(GALLEY_PROXY_CACHE_TTL_S="7", VAULT_ADDR="https://v", ANTHROPIC_API_KEY="k" * 20, PATH="/bin").broker
+    assert found is not None
+    assert (found.home, found.sockets, found.key) == (Path("/srv/galley/vault_proxy"), None, None)
+    assert dict(found.environ) == {
+        "GALLEY_PROXY_CACHE_TTL_S": "7",
+        "GALLEY_PROXY_HOME": "/srv/galley/vault_proxy",
+        "PATH": "/bin",
+        "VAULT_ADDR": "https://v",
+    }
+    assert read(GALLEY_BROKER="off").broker is None
+    beside = read(GALLEY_BROKER="/run/proxy", GALLEY_PROXY_HOME="/srv/proxy", GALLEY_PROXY_KEY="x" * 16).broker
+    assert beside is not None
+    assert (beside.home, beside.sockets) == (Path("/srv/proxy"), Path("/run/proxy"))
+    assert beside.key is not None
+    assert beside.key.reveal() == "x" * 16
+    assert "https://v" not in repr(found)

@@ -210,7 +210,8 @@ def test_a_system_message_is_last_and_alone() -> None:
         ({"agent": {"id": "agent_1"}}, "agent.type: Field required"),
         ({"agent": {"type": "agent", "id": "agent_1", "version": 0}}, "agent.version: Input should be greater than"),
         ({"agent": {"type": "agent", "id": "agent_1", "model": "m"}}, "agent.model: Extra inputs are not permitted"),
-        ({"vault_ids": ["vlt_1"]}, "vault_ids: Vaults are not supported"),
+        ({"vault_ids": ["vlt_1"] * 51}, "vault_ids: Array should have at most 50 items"),
+        ({"vault_ids": [""]}, "vault_ids.0: String should have at least 1 character"),
         ({"budget": {"type": "limit"}}, "budget: Budgets are not supported"),
         ({"resources": [{"type": "memory_store"}]}, "resources.0: Memory stores are not supported"),
         (

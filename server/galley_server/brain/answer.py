@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from galley_server.brain.drafts import event_draft, internal_draft, request_end, session_error, tool_use
 from galley_server.brain.model import Answer
 from galley_server.hands.order import waits
-from galley_server.hands.permission import Governed, rule
+from galley_server.hands.permission import Custom, Governed, Ruling, rule
 from galley_server.hands.port import ToolCall
 from galley_server.ids import new_id
 from galley_server.log import internal
@@ -40,12 +40,18 @@ def called_ids(transcript: Iterable[Turn]) -> frozenset[str]:
     return frozenset(tool_id for turn in transcript if isinstance(turn, AssistantTurn) for tool_id in turn.calls)
 
 
-Starts: TypeAlias = Callable[[ToolCall], str | None]
-"""Gives the incarnation that a call can be sent to at once, None if that must be found out first."""
+Starts: TypeAlias = Callable[[ToolCall], internal.Dispatch | None]
+"""Says where a call can be sent at once, None if that must be found out first."""
 
 
 def answer_drafts(
-    answer: Answer, agent: SessionAgent, ids: EventIds, *, taken: frozenset[str], starts: Starts
+    answer: Answer,
+    agent: SessionAgent,
+    ids: EventIds,
+    *,
+    listed: Mapping[str, internal.McpListing],
+    taken: frozenset[str],
+    starts: Starts,
 ) -> list[Draft]:
     """Return the rows of a complete answer, its span's end last. `taken` are the tool ids used before.
 
@@ -69,18 +75,27 @@ def answer_drafts(
         rows.append(event_draft(ev.AgentMessage(id=ids.message, content=texts)))
     called = [block for block in blocks if block.get("type") == "tool_use"]
     for block, needed in zip(called, waits([str(block["name"]) for block in called]), strict=True):
-        given = block["input"]
-        call = ToolCall(calls[str(block["id"])], str(block["name"]), given if isinstance(given, dict) else {})
-        rows.append(tool_use(agent, call))
-        ruling = rule(agent, call.name)
+        ruling = rule(agent, str(block["name"]), listed)
+        call = _call(block, calls[str(block["id"])], ruling)
+        rows.append(tool_use(call, ruling))
         if not needed and isinstance(ruling, Governed) and ruling.permission == "allow":
-            incarnation = starts(call)
-            if incarnation is not None:
-                rows.append(internal_draft(internal.Dispatch(tool_use_id=call.event_id, incarnation=incarnation)))
+            dispatch = starts(call)
+            if dispatch is not None:
+                rows.append(internal_draft(dispatch))
     rows.append(request_end(ids.request, answer.usage, is_error=False))
     if answer.stop_reason in _CUT_OFF:
         rows.append(_cut_off(answer.stop_reason))
     return rows
+
+
+def _call(block: Mapping[str, JSON], event_id: str, ruling: Ruling) -> ToolCall:
+    """The call under the name that whoever runs it knows."""
+    given = block["input"]
+    named = given if isinstance(given, dict) else {}
+    ref = None if isinstance(ruling, Custom) else ruling.mcp
+    if ref is None:
+        return ToolCall(event_id, str(block["name"]), named)
+    return ToolCall(event_id, ref.tool, named, server=ref.server)
 
 
 def _with_own_ids(blocks: Iterable[dict[str, JSON]], taken: frozenset[str]) -> tuple[dict[str, JSON], ...]:

@@ -12,11 +12,18 @@ from typing import TypeAlias
 from galley_server.hands.order import waits
 from galley_server.log.state import AssistantTurn, Call, SessionState
 from galley_server.wire import events as ev
+from galley_server.wire.agent import McpToolset
+from galley_server.wire.environment import Limited
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
     """Nothing to do before something new arrives."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindReach:
+    """Ask the MCP servers for their tools: what they answer is what the requests of this turn offer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ class GoIdle:
     """Queued messages that the dead turn takes with it."""
 
 
-Step: TypeAlias = Rest | CallModel | RunTools | Refuse | Wait | CloseRequest | Interrupt | GoIdle
+Step: TypeAlias = Rest | FindReach | CallModel | RunTools | Refuse | Wait | CloseRequest | Interrupt | GoIdle
 
 
 def decide(state: SessionState, *, now: datetime, max_rounds: int | None) -> Step:
@@ -91,9 +98,12 @@ def decide(state: SessionState, *, now: datetime, max_rounds: int | None) -> Ste
         return _next_for_calls(state, open_calls)
     if state.retry is not None and active and now < state.retry.not_before:
         return Wait(state.retry.not_before)
+    owes = active and _owes_answer(state)
+    if (state.queue or owes) and not state.mcp_listed and _reaches_out(state):
+        return FindReach()
     if state.queue:
         return CallModel(take=tuple(state.queue))
-    if active and _owes_answer(state):
+    if owes:
         return _another_round(state, max_rounds)
     return _end_of_turn(state) if active else Rest()
 
@@ -116,7 +126,7 @@ def _next_for_calls(state: SessionState, open_calls: Sequence[Call]) -> Step:
 def _ready(open_calls: Sequence[Call]) -> list[Call]:
     """Calls that wait neither for the client nor, however indirectly, behind a call that does."""
     held: set[int] = set()
-    for index, needed in enumerate(waits([call.name for call in open_calls])):
+    for index, needed in enumerate(waits([call.lane for call in open_calls])):
         if open_calls[index].awaits_client or not held.isdisjoint(needed):
             held.add(index)
     return [call for index, call in enumerate(open_calls) if index not in held]
@@ -124,6 +134,13 @@ def _ready(open_calls: Sequence[Call]) -> list[Call]:
 
 def _denied(call: Call) -> bool:
     return call.permission == "deny" or (call.confirmation is not None and call.confirmation.result == "deny")
+
+
+def _reaches_out(state: SessionState) -> bool:
+    """Whether there is something to find out: servers to list, or credentials that the environment may shut off."""
+    agent = state.agent
+    servers = agent is not None and any(isinstance(tool, McpToolset) for tool in agent.tools)
+    return servers or (bool(state.vault_ids) and isinstance(state.networking, Limited))
 
 
 def _owes_answer(state: SessionState) -> bool:

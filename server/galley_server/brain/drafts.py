@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from galley_server.hands.permission import Custom, Denied, Governed, rule
-from galley_server.hands.port import ToolCall
+from galley_server.hands.permission import Custom, Denied, Governed, Ruling
+from galley_server.hands.port import CredentialFault, Reach, ServerFault, ToolCall, ToolOutcome
 from galley_server.ids import new_id
 from galley_server.log import internal
 from galley_server.log.row import Draft
@@ -32,23 +32,35 @@ def running(state: SessionState, agent: SessionAgent) -> list[Draft]:
     """The rows that open a turn or resume one, none if it is open."""
     if state.status == "running":
         return []
-    rows = [
+    return [
         event_draft(ev.StatusRunning(id=new_id("sevt"))),
         event_draft(ev.ThreadRunning(id=new_id("sevt"), session_thread_id=state.thread_id, agent_name=agent.name)),
     ]
-    if state.status == "idle" and not isinstance(state.stop_reason, ev.RequiresAction):
-        rows += [event_draft(_unreachable(server.name)) for server in agent.mcp_servers]
-    return rows
 
 
-def _unreachable(server: str) -> ev.SessionError:
-    error = ev.McpServerError(
-        type="mcp_connection_failed_error",
-        mcp_server_name=server,
-        message=f"The MCP server {server!r} is not reachable: this Galley server has no vault proxy.",
-        retry_status=ev.RetryStatus(type="exhausted"),
+def reached(state: SessionState, reach: Reach) -> list[Draft]:
+    """What the servers offer, where it is not what they offered before, and what is out of reach.
+
+    `retrying`, because the session goes on without it and the next turn tries again.
+    """
+    news = tuple(
+        listing.model_copy(update={"tools": None}) if state.mcp.get(listing.server) == listing else listing
+        for listing in reach.servers
     )
-    return ev.SessionError(id=new_id("sevt"), error=error)
+    again = ev.RetryStatus(type="retrying")
+    rows = [internal_draft(internal.McpListed(servers=news))]
+    for fault in reach.faults:
+        match fault:
+            case ServerFault(server=server, message=message, type=kind):
+                error: ev.AnyError = ev.McpServerError(
+                    type=kind, mcp_server_name=server, message=message, retry_status=again
+                )
+            case CredentialFault(vault_id=vault_id, credential_id=credential_id, message=message):
+                error = ev.CredentialError(
+                    vault_id=vault_id, credential_id=credential_id, message=message, retry_status=again
+                )
+        rows.append(session_error(error))
+    return rows
 
 
 def idle(
@@ -78,7 +90,7 @@ def rescheduled(state: SessionState, agent: SessionAgent) -> list[Draft]:
     return [event_draft(thread), event_draft(ev.StatusRescheduled(id=new_id("sevt")))]
 
 
-def session_error(error: ev.PlainError) -> Draft:
+def session_error(error: ev.AnyError) -> Draft:
     return event_draft(ev.SessionError(id=new_id("sevt"), error=error))
 
 
@@ -90,16 +102,28 @@ def request_end(request_id: str, usage: ev.ModelUsage, *, is_error: bool) -> Dra
     )
 
 
-def tool_use(agent: SessionAgent, call: ToolCall) -> Draft:
+def tool_use(call: ToolCall, ruling: Ruling) -> Draft:
     """A call as the model made it, with what the agent's policy says to it."""
-    called = {"id": call.event_id, "name": call.name, "input": dict(call.input)}
-    ruling = rule(agent, call.name)
+    called: dict[str, object] = {"id": call.event_id, "name": call.name, "input": dict(call.input)}
     match ruling:
         case Custom():
             return event_draft(ev.AgentCustomToolUse.model_validate(called))
         case Denied():
-            return event_draft(ev.AgentToolUse.model_validate({**called, "evaluated_permission": "deny"}))
+            judged: dict[str, object] = {"evaluated_permission": "deny"}
         case Governed(permission=permission):
             evaluation = ev.AlwaysAllowed() if permission == "allow" else ev.AlwaysAsked()
             judged = {"evaluated_permission": permission, "evaluation": evaluation}
-            return event_draft(ev.AgentToolUse.model_validate({**called, **judged}))
+    if call.server is not None:
+        return event_draft(ev.AgentMcpToolUse.model_validate({**called, **judged, "mcp_server_name": call.server}))
+    return event_draft(ev.AgentToolUse.model_validate({**called, **judged}))
+
+
+def tool_result(call_id: str, server: str | None, outcome: ToolOutcome) -> Draft:
+    is_error = outcome.is_error or None
+    if server is None:
+        return event_draft(
+            ev.AgentToolResult(id=new_id("sevt"), tool_use_id=call_id, content=outcome.content, is_error=is_error)
+        )
+    return event_draft(
+        ev.AgentMcpToolResult(id=new_id("sevt"), mcp_tool_use_id=call_id, content=outcome.content, is_error=is_error)
+    )

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from galley_server.brain.model import ModelRequest
+from galley_server.hands.access import Access, access_of
 from galley_server.hands.port import ToolDefinition
 from galley_server.log.state import AssistantTurn, Call, SessionState, SystemTurn, Turn, UserTurn
 from galley_server.wire.agent import AgentToolset, SessionAgent
@@ -20,7 +21,7 @@ from galley_server.wire.content import (
     TextBlock,
     UserBlock,
 )
-from galley_server.wire.resource import FileResource
+from galley_server.wire.environment import Limited, Unrestricted
 
 FileContents = Mapping[str, Base64Source | PlainTextSource]
 """What `file` sources in messages stand for, by file id. A file that is gone is missing here."""
@@ -31,7 +32,13 @@ _ADAPTIVE: Final = re.compile(r"claude-[a-z]+-(?:4-[6-9]|[5-9])(?:\D|$)")
 
 _WORKPLACE: Final = """\
 Your tools run in a Linux sandbox of this session. The working directory is /workspace; files there last as long as \
-the session. There is no network. Put files that the user should get into /mnt/session/outputs."""
+the session. Put files that the user should get into /mnt/session/outputs."""
+_PLACEHOLDERS: Final = """\
+Credentials in environment variables are placeholders. Send them as they are, over HTTPS, to the host they are for; \
+the real ones are put in on the way."""
+_PROXY: Final = "over HTTP and HTTPS, through the proxy that HTTPS_PROXY names"
+_DOOR: Final = """\
+Programs reach these MCP servers at $GALLEY_MCP_URL/NAME, with the content of $GALLEY_TOKEN_FILE as bearer token:"""
 
 
 def attached_files(turns: Iterable[Turn]) -> frozenset[str]:
@@ -51,25 +58,55 @@ def build_request(
     """Every tool_use of the transcript must have its result."""
     return ModelRequest(
         model=agent.model.id,
-        system=_system(agent, state.resources),
+        system=_system(agent, state),
         messages=_messages(state, files),
-        tools=_tools(tools, cached=not agent.system),
+        tools=_tools(tools or _gone(state.transcript), cached=not agent.system),
         effort=agent.model.effort.type if agent.model.effort and _ADAPTIVE.match(agent.model.id) else None,
         thinking=_ADAPTIVE.match(agent.model.id) is not None,
         speed=agent.model.speed,
     )
 
 
-def _system(agent: SessionAgent, resources: Sequence[FileResource]) -> list[dict[str, JSON]]:
+def _system(agent: SessionAgent, state: SessionState) -> list[dict[str, JSON]]:
     texts = [agent.system] if agent.system and agent.system.strip() else []
     if any(isinstance(tool, AgentToolset) for tool in agent.tools):
-        listed = [f"- {resource.mount_path}" for resource in resources]
-        texts.append("\n".join([_WORKPLACE, "Files given to this session:", *listed] if listed else [_WORKPLACE]))
+        lines = [_WORKPLACE, *_way_out(access_of(agent, state.networking, state.vault_ids))]
+        listed = [f"- {resource.mount_path}" for resource in state.resources]
+        texts.append("\n".join([*lines, "Files given to this session:", *listed] if listed else lines))
     blocks: list[dict[str, JSON]] = [{"type": "text", "text": text} for text in texts]
     if blocks:
         # The prefix ends here: tools come before the system prompt, so one breakpoint covers both.
         blocks[-1]["cache_control"] = _CACHED
     return blocks
+
+
+def _way_out(access: Access) -> list[str]:
+    """What programs in the sandbox reach, and how."""
+    match access.networking:
+        case None:
+            return ["There is no network."]
+        case Unrestricted():
+            lines = [f"Programs reach public hosts {_PROXY}."]
+        case Limited() as limited:
+            hosts = _hosts(limited, access)
+            lines = [f"Programs reach these hosts {_PROXY}, and no other: {', '.join(hosts)}."]
+            if not hosts:
+                lines = ["Programs reach no host."]
+    if access.vault_ids:
+        lines.append(_PLACEHOLDERS)
+    doors = [server.door for server in access.servers if server.blocked is None and not server.unasked.empty]
+    if doors:
+        lines.append(f"{_DOOR} {', '.join(doors)}.")
+    return lines
+
+
+def _hosts(limited: Limited, access: Access) -> list[str]:
+    hosts = list(limited.allowed_hosts)
+    if limited.allow_package_managers:
+        hosts.append("the public package registries")
+    if limited.allow_mcp_servers and access.servers:
+        hosts.append("the hosts of the MCP servers")
+    return hosts
 
 
 def _tools(tools: Sequence[ToolDefinition], *, cached: bool) -> list[dict[str, JSON]]:
@@ -79,6 +116,18 @@ def _tools(tools: Sequence[ToolDefinition], *, cached: bool) -> list[dict[str, J
     if listed and cached:
         listed[-1]["cache_control"] = _CACHED
     return listed
+
+
+def _gone(transcript: Iterable[Turn]) -> list[ToolDefinition]:
+    """The tools of earlier calls, for an agent that has none any more: the API refuses calls without definitions."""
+    names = {
+        str(block.get("name")): None
+        for turn in transcript
+        if isinstance(turn, AssistantTurn)
+        for block in turn.blocks
+        if block.get("type") == "tool_use"
+    }
+    return [ToolDefinition(name, "No longer available.", {"type": "object"}) for name in names]
 
 
 def _messages(state: SessionState, files: FileContents) -> list[dict[str, JSON]]:

@@ -19,6 +19,7 @@ from galley_server.brain.answer import EventIds, answer_drafts, called_ids
 from galley_server.brain.decide import (
     CallModel,
     CloseRequest,
+    FindReach,
     GoIdle,
     Interrupt,
     Refuse,
@@ -33,9 +34,13 @@ from galley_server.brain.model import Answer, Model, ModelFailed, Progress, Text
 from galley_server.brain.preview import Previews
 from galley_server.brain.prompt import FileContents, attached_files, build_request
 from galley_server.errors import AppendConflict, LeaseLost, NotFound, Unavailable
+from galley_server.hands.access import Access, access_of
+from galley_server.hands.mcp import definitions as mcp_definitions
+from galley_server.hands.mcp import schema_of
 from galley_server.hands.order import waits
 from galley_server.hands.permission import Denied, Governed, rule
-from galley_server.hands.port import Hands, Mount, ToolCall, ToolOutcome
+from galley_server.hands.port import Hands, Mount, ToolCall, ToolOutcome, ToolServers
+from galley_server.hands.results import interrupted
 from galley_server.ids import new_id
 from galley_server.log import internal
 from galley_server.log.log import Log
@@ -68,6 +73,7 @@ class Workplace:
     log: Log
     model: Model
     hands: Hands
+    servers: ToolServers
     files: AttachedFiles
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_rounds: int | None = 500
@@ -144,18 +150,20 @@ class Runner:
         return True
 
     async def _perform(
-        self, lease: Lease, step: CallModel | RunTools | Refuse | CloseRequest | Interrupt | GoIdle
+        self, lease: Lease, step: FindReach | CallModel | RunTools | Refuse | CloseRequest | Interrupt | GoIdle
     ) -> None:
         agent = lease.state.agent
         assert agent is not None, "decide rests while a session has no agent"
         try:
             match step:
+                case FindReach():
+                    await self._find_reach(lease, agent)
                 case CallModel(take=take):
                     await self._call_model(lease, agent, take)
                 case RunTools(calls=calls):
                     await self._run_tools(lease, agent, calls)
                 case Refuse(calls=calls):
-                    results = [_result_draft(call.event_id, _refusal(agent, call)) for call in calls]
+                    results = [_result_draft(call, _refusal(agent, call)) for call in calls]
                     await lease.append([*self._resumed(lease, agent), *results])
                 case CloseRequest(request_id=request_id):
                     await lease.append([drafts.request_end(request_id, ev.ModelUsage(), is_error=True)])
@@ -167,6 +175,14 @@ class Runner:
                     assert_never(step)
         except AppendConflict:
             return  # something arrived that may change the decision: it is folded in by now
+
+    async def _find_reach(self, lease: Lease, agent: SessionAgent) -> None:
+        opening = self._resumed(lease, agent)
+        if opening:
+            await lease.append(opening)
+        reach = await lease.interruptible(self._at.servers.reach(self._session_id, _access(lease, agent)))
+        if reach is not None:
+            await lease.append(drafts.reached(lease.state, reach))
 
     async def _call_model(self, lease: Lease, agent: SessionAgent, take: Sequence[str]) -> None:
         state = lease.state
@@ -180,23 +196,34 @@ class Runner:
             case Answer():
                 taken = called_ids(state.transcript)
                 await lease.append(
-                    answer_drafts(outcome, agent, ids, taken=taken, starts=lambda call: self._start(lease, call))
+                    answer_drafts(
+                        outcome,
+                        agent,
+                        ids,
+                        listed=state.mcp,
+                        taken=taken,
+                        starts=lambda call: self._start(lease, call),
+                    )
                 )
             case ModelFailed():
                 await lease.append(self._failure(lease, agent, ids.request, outcome))
 
-    def _start(self, lease: Lease, call: ToolCall) -> str | None:
+    def _start(self, lease: Lease, call: ToolCall) -> internal.Dispatch | None:
         """Where the call is sent as soon as it is logged, None if there is something to do before."""
-        if self._at.hands.refused(call) is not None:
-            return None
-        incarnation = self._at.hands.at_hand(self._session_id, _mounts(lease), last=lease.state.incarnation)
-        if incarnation is not None:
-            self._unsent.add(call.event_id)
-        return incarnation
+        incarnation: str | None = None
+        if call.server is None:
+            if self._at.hands.refused(call) is not None:
+                return None
+            incarnation = self._at.hands.at_hand(self._session_id, _mounts(lease), last=lease.state.incarnation)
+            if incarnation is None:
+                return None
+        self._unsent.add(call.event_id)
+        return internal.Dispatch(tool_use_id=call.event_id, incarnation=incarnation)
 
     async def _ask(self, lease: Lease, agent: SessionAgent, ids: EventIds) -> Answer | ModelFailed:
         files = await self._at.files.contents(attached_files(lease.state.transcript))
-        request = build_request(lease.state, agent, self._at.hands.offered(agent), files)
+        tools = (*self._at.hands.offered(agent), *mcp_definitions(agent, lease.state.mcp))
+        request = build_request(lease.state, agent, tools, files)
         previews = Previews(self._at.log, self._session_id, ids)
         mounts = _mounts(lease)
 
@@ -207,6 +234,7 @@ class Runner:
                 case ThinkingBegun():
                     previews.thinking()
                 case ToolBegun(name=name):
+                    # A name of an MCP server's tool needs no sandbox, and without what was listed it is no tool at all.
                     if isinstance(rule(agent, name), Governed):
                         self._at.hands.prepare(self._session_id, mounts)
 
@@ -235,23 +263,38 @@ class Runner:
             await lease.append(opening)
         ended = [asyncio.Event() for _ in calls]
         async with asyncio.TaskGroup() as tasks:
-            for index, needed in enumerate(waits([call.name for call in calls])):
+            for index, needed in enumerate(waits([call.lane for call in calls])):
                 before = [ended[i] for i in needed]
-                tasks.create_task(self._run_in_turn(lease, calls[index], before, ended[index]))
+                tasks.create_task(self._run_in_turn(lease, agent, calls[index], before, ended[index]))
 
     async def _run_in_turn(
-        self, lease: Lease, call: Call, before: Sequence[asyncio.Event], ended: asyncio.Event
+        self, lease: Lease, agent: SessionAgent, call: Call, before: Sequence[asyncio.Event], ended: asyncio.Event
     ) -> None:
         for event in before:
             await event.wait()
-        outcome = await self._run_tool(lease, call)
+        here = call.server is None
+        outcome = await (self._run_tool(lease, call) if here else self._run_mcp_tool(lease, agent, call))
         if outcome is not None:
-            await lease.append([_result_draft(call.event_id, outcome)])
-            await self._at.hands.acknowledge(self._session_id, call.event_id)
+            await lease.append([_result_draft(call, outcome)])
+            if here:
+                await self._at.hands.acknowledge(self._session_id, call.event_id)
         ended.set()
 
+    async def _run_mcp_tool(self, lease: Lease, agent: SessionAgent, call: Call) -> ToolOutcome | None:
+        """Bring a call to its outcome, or to None if an interrupt came first. It is sent at most once."""
+        if call.dispatched and call.event_id not in self._unsent:
+            return interrupted(f"it had been sent to the MCP server {call.server} when this server stopped")
+        self._unsent.discard(call.event_id)
+        if not call.dispatched:
+            await lease.append([drafts.internal_draft(internal.Dispatch(tool_use_id=call.event_id))])
+        tool_call = ToolCall(call.event_id, call.name, call.input, server=call.server)
+        schema = schema_of(lease.state.mcp, call.server or "", call.name)
+        return await lease.interruptible(
+            self._at.servers.call(self._session_id, _access(lease, agent), tool_call, schema)
+        )
+
     async def _run_tool(self, lease: Lease, call: Call) -> ToolOutcome | None:
-        """Bring a call to its outcome, or to None if an interrupt came first."""
+        """Bring a call in the sandbox to its outcome, or to None if an interrupt came first."""
         hands, tool_call = self._at.hands, ToolCall(call.event_id, call.name, call.input)
         if call.incarnation is not None and call.event_id in self._unsent:
             self._unsent.discard(call.event_id)
@@ -328,6 +371,10 @@ class Runner:
         return reported
 
 
+def _access(lease: Lease, agent: SessionAgent) -> Access:
+    return access_of(agent, lease.state.networking, lease.state.vault_ids)
+
+
 def _mounts(lease: Lease) -> tuple[Mount, ...]:
     return tuple(Mount(resource.file_id, resource.mount_path) for resource in lease.state.resources)
 
@@ -341,7 +388,7 @@ def _closing(lease: Lease, text: TextBlock) -> list[Draft]:
         if call.custom:
             rows.append(drafts.internal_draft(internal.CallClosed(custom_tool_use_id=call.event_id)))
         else:
-            rows.append(_result_draft(call.event_id, ToolOutcome((text,), is_error=True)))
+            rows.append(_result_draft(call, ToolOutcome((text,), is_error=True)))
     return rows
 
 
@@ -349,15 +396,13 @@ def _refusal(agent: SessionAgent, call: Call) -> ToolOutcome:
     if call.confirmation is not None:
         reason = call.confirmation.deny_message
         text = f"The user rejected this tool call: {reason}" if reason else "The user rejected this tool call."
+    elif call.server is not None:
+        text = f"The tool {call.name!r} of the MCP server {call.server!r} is not enabled for this agent."
     else:
         ruling = rule(agent, call.name)
         text = ruling.reason if isinstance(ruling, Denied) else f"The tool {call.name!r} was not enabled."
     return ToolOutcome((TextBlock(text=text),), is_error=True)
 
 
-def _result_draft(call_id: str, outcome: ToolOutcome) -> Draft:
-    return drafts.event_draft(
-        ev.AgentToolResult(
-            id=new_id("sevt"), tool_use_id=call_id, content=outcome.content, is_error=outcome.is_error or None
-        )
-    )
+def _result_draft(call: Call, outcome: ToolOutcome) -> Draft:
+    return drafts.tool_result(call.event_id, call.server, outcome)

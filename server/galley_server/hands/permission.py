@@ -1,8 +1,11 @@
 """May this agent use this tool, and must a person be asked first. Pure: no I/O here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
+from galley_server.hands.mcp import MCP_PREFIX, by_model_name
+from galley_server.log.internal import McpListing
 from galley_server.wire.agent import (
     AgentToolset,
     AlwaysAllow,
@@ -17,10 +20,19 @@ from galley_server.wire.agent import (
 
 
 @dataclass(frozen=True, slots=True)
+class McpRef:
+    """A tool as its MCP server calls it."""
+
+    server: str
+    tool: str
+
+
+@dataclass(frozen=True, slots=True)
 class Governed:
-    """An enabled built-in tool. Its policy decides."""
+    """An enabled tool that runs here, or (`mcp`) at an MCP server. Its policy decides."""
 
     policy: PermissionPolicy
+    mcp: McpRef | None = None
 
     @property
     def permission(self) -> Literal["allow", "ask"]:
@@ -41,6 +53,7 @@ class Denied:
     """Refused before any policy: the tool is not enabled, or there is none of that name. `reason` is for the model."""
 
     reason: str
+    mcp: McpRef | None = None
 
 
 Ruling: TypeAlias = Governed | Custom | Denied
@@ -49,16 +62,28 @@ _BUILT_IN: Final = frozenset(get_args(BuiltInTool))
 _NOT_RUN_HERE: Final = frozenset({"web_search", "web_fetch"})
 
 
-def rule(agent: Recipe, name: str) -> Ruling:
-    """Evaluate a tool name that a model called against the agent's snapshot."""
+def rule(agent: Recipe, name: str, listed: Mapping[str, McpListing] | None = None) -> Ruling:
+    """Evaluate a tool name that a model called against the agent's snapshot, and what its MCP servers `listed`."""
     if any(isinstance(tool, CustomTool) and tool.name == name for tool in agent.tools):
         return Custom()
+    if name.startswith(MCP_PREFIX):
+        return _mcp(agent, name, listed or {})
     configured = _built_in(agent, name)
     if configured is None:
         return Denied(f"There is no tool named {name!r}.")
     if not configured.enabled or name in _NOT_RUN_HERE:
         return Denied(f"The tool {name!r} is not enabled for this agent.")
     return Governed(configured.permission_policy)
+
+
+def _mcp(agent: Recipe, name: str, listed: Mapping[str, McpListing]) -> Ruling:
+    found = by_model_name(agent, listed).get(name)
+    if found is None:
+        return Denied(f"There is no tool named {name!r}.")
+    ref = McpRef(found.server, found.tool.name)
+    if not found.config.enabled:
+        return Denied(f"The tool {name!r} is not enabled for this agent.", ref)
+    return Governed(found.config.permission_policy, ref)
 
 
 def enabled(agent: Recipe, name: str) -> bool:

@@ -1,9 +1,14 @@
 """The port between the brain and the hands: what the brain may ask, and what every implementation promises."""
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+from galley_sandbox.port import Hand
+
+from galley_server.hands.access import Access
+from galley_server.log.internal import McpListing
 from galley_server.wire.agent import SessionAgent
 from galley_server.wire.base import JSON
 from galley_server.wire.content import ResultBlock
@@ -20,11 +25,15 @@ class ToolDefinition:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call. `event_id` is the `sevt_...` of its agent.tool_use: its identity all the way down into the sandbox."""
+    """One call. `event_id` is the `sevt_...` of its agent.tool_use: its identity all the way down into the sandbox.
+
+    `server`: the MCP server whose tool `name` is; None for a tool of the sandbox.
+    """
 
     event_id: str
     name: str
     input: Mapping[str, JSON]
+    server: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,64 @@ class OutputSink(Protocol):
 
         Raises RequestError when it cannot be stored; what `content` raises passes through.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFault:
+    """Why a server could not be asked for its tools. `message` is for the session's user."""
+
+    server: str
+    message: str
+    type: Literal["mcp_connection_failed_error", "mcp_authentication_failed_error"] = "mcp_connection_failed_error"
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialFault:
+    """A credential of the session that is for a host which its environment does not let it reach."""
+
+    vault_id: str
+    credential_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a session can reach beyond its sandbox, found out at the start of a turn."""
+
+    servers: tuple[McpListing, ...] = ()
+    faults: tuple[ServerFault | CredentialFault, ...] = ()
+
+
+class ToolServers(Protocol):
+    """The MCP servers of sessions. They are reached through the vault proxy and in no other way."""
+
+    async def reach(self, session_id: str, access: Access) -> Reach:
+        """Ask every server for its tools. Bounded in time; raises nothing but cancellation."""
+        ...
+
+    async def call(
+        self, session_id: str, access: Access, call: ToolCall, schema: Mapping[str, JSON] | None
+    ) -> ToolOutcome:
+        """Make a call whose dispatch row was logged, once: it is never sent again. Raises nothing but cancellation.
+
+        `schema`: the tool's, as it was listed. Cancelled, the server is told so.
+        """
+        ...
+
+
+class Outlets(Protocol):
+    """The ways out of sandboxes: to the vault proxy, or none."""
+
+    def open(self, session_id: str, hand: Hand) -> AbstractAsyncContextManager[str | None]:
+        """Give a sandbox its way out for as long as the block lasts, and keep its token fresh.
+
+        Yields None, or what to tell the model about a way out that is missing. Raises SandboxLost.
+        """
+        ...
+
+    async def end(self, session_id: str) -> None:
+        """The session is over: nothing of it reaches anything any more. Idempotent; never raises."""
         ...
 
 

@@ -11,7 +11,17 @@ from galley_sandbox.errors import SandboxError
 from galley_sandbox.port import Driver, Limits
 
 from galley_server.hands import inputs, tools
-from galley_server.hands.port import FileSource, LiveSessions, Mount, OutputSink, ToolCall, ToolDefinition, ToolOutcome
+from galley_server.hands.nowhere import Nowhere
+from galley_server.hands.port import (
+    FileSource,
+    LiveSessions,
+    Mount,
+    Outlets,
+    OutputSink,
+    ToolCall,
+    ToolDefinition,
+    ToolOutcome,
+)
 from galley_server.hands.results import failed, interrupted
 from galley_server.hands.station import Station
 from galley_server.hands.supply import Supply
@@ -41,6 +51,7 @@ class SandboxHands:
         *,
         sessions: LiveSessions,
         files: FileSource,
+        outlets: Outlets,
         outputs: OutputSink | None,
         former: Sequence[Driver],
         limits: Limits,
@@ -50,6 +61,7 @@ class SandboxHands:
         self._group = tasks
         self._tasks: set[asyncio.Task[None]] = set()
         self._files = files
+        self._outlets = outlets
         self._outputs = outputs
         self._limits = limits
         self._supply = Supply(
@@ -73,6 +85,7 @@ class SandboxHands:
         *,
         sessions: LiveSessions,
         files: FileSource,
+        outlets: Outlets | None = None,
         outputs: OutputSink | None = None,
         former: Sequence[Driver] = (),
         limits: Limits | None = None,
@@ -93,6 +106,7 @@ class SandboxHands:
                 tasks,
                 sessions=sessions,
                 files=files,
+                outlets=outlets or Nowhere(),
                 outputs=outputs,
                 former=former,
                 limits=limits or Limits(),
@@ -172,12 +186,14 @@ class SandboxHands:
 
     def _station(self, session_id: str) -> Station:
         if (station := self._stations.get(session_id)) is None:
-            station = Station(session_id, self._supply, self._files, self._spawn)
+            station = Station(session_id, self._supply, self._files, self._outlets, self._spawn)
             self._stations[session_id] = station
         return station
 
     async def _release(self, session_id: str, station: Station) -> None:
         try:
+            # First what leads out: it must not outlive the session by the time that a sandbox takes to go.
+            await self._outlets.end(session_id)
             await station.release()
         finally:
             if self._stations.get(session_id) is station:

@@ -22,7 +22,7 @@ from galley_sandbox.errors import (
 from galley_server.hands.line import LOST, Attempt, Held, Line, answer_within, connect
 from galley_server.hands.mounts import put_missing
 from galley_server.hands.outputs import keep_outputs
-from galley_server.hands.port import FileSource, Mount, OutputSink, ToolCall, ToolOutcome
+from galley_server.hands.port import FileSource, Mount, Outlets, OutputSink, ToolCall, ToolOutcome
 from galley_server.hands.results import failed, from_sandbox, interrupted, not_run, with_notes
 from galley_server.hands.supply import Spawn, Supply
 
@@ -65,10 +65,11 @@ class Running:
 class Station:
     """Where the calls of one session are run."""
 
-    def __init__(self, session_id: str, supply: Supply, files: FileSource, spawn: Spawn) -> None:
+    def __init__(self, session_id: str, supply: Supply, files: FileSource, outlets: Outlets, spawn: Spawn) -> None:
         self._session_id = session_id
         self._supply = supply
         self._files = files
+        self._outlets = outlets
         self._spawn = spawn
         self._held: Held | None = None
         self._line: Line | None = None
@@ -329,6 +330,10 @@ class Station:
                     raise
                 held = await self._have(attempt)
                 hand = await connect(held.placed, stack)
+            # Before any call: a command must find its variables and ports there.
+            note = await stack.enter_async_context(self._outlets.open(self._session_id, hand))
+            if note is not None:
+                self._notes.append(note)
             yield Line(held, hand, heard=asyncio.get_running_loop().time())
 
     async def _have(self, attempt: Attempt) -> Held:

@@ -26,7 +26,7 @@ _BUILT_IN: Final = (
         description=(
             "Run a command in a bash shell inside the sandbox and return its standard output and standard error, "
             "combined. The shell is persistent: working directory, variables and functions carry over from one call "
-            "to the next. It starts in /workspace, which keeps files for the whole session. There is no network, no "
+            "to the next. It starts in /workspace, which keeps files for the whole session. There is no "
             "terminal, and standard input is empty, so a command must not wait for input. A command that exits with "
             "a non-zero status gives an error result. Only the last 100 KiB of output are returned: redirect long "
             "output to a file and look at parts of it. A command that runs past its timeout is killed together with "

@@ -16,6 +16,8 @@ from galley_server.http.files import FileFace
 from galley_server.http.models import ModelFace
 from galley_server.http.sessions import SessionFace
 from galley_server.http.stream import Pace
+from galley_server.http.vaults import VaultFace
+from galley_server.runtime.ports import NoRelay, Relay
 from galley_server.runtime.runtime import Runtime
 from galley_server.secret import Secret
 
@@ -27,6 +29,7 @@ def build_http(
     closing: asyncio.Event,
     body_limit: int | None,
     file_limit: int | None,
+    relay: Relay | None = None,
     routes: Sequence[BaseRoute] = (),
     pace: Pace | None = None,
 ) -> ASGIApp:
@@ -38,6 +41,7 @@ def build_http(
         EventFace(runtime.events, closing=closing, pace=pace or Pace()),
         FileFace(runtime.files, file_limit=file_limit),
         ModelFace(runtime.models),
+        VaultFace(relay or NoRelay(), body_limit=body_limit),
     )
     health = Operation(_healthy)
     paths = [Route(HEALTH, Endpoint({"GET": health, "HEAD": health}, body_limit=0))]

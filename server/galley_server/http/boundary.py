@@ -16,16 +16,18 @@ from galley_server.ids import new_id
 from galley_server.secret import Secret
 
 HEALTH: Final = "/healthz"
+PAGES: Final = "/oauth/"
+"""Where the vault proxy's pages are, to which authorization servers send browsers."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What one method of one path does, and the query parameters it takes."""
+    """What one method of one path does, and the query parameters it takes; None: whoever it is passed on to knows."""
 
     handle: Callable[[Call], Awaitable[ASGIApp]]
-    takes: Mapping[str, Kind] = field(default_factory=dict)
+    takes: Mapping[str, Kind] | None = field(default_factory=dict)
 
 
 Paths: TypeAlias = Mapping[str, Mapping[str, Operation]]
@@ -44,13 +46,13 @@ class Endpoint:
         if operation is None:
             allow = ", ".join(sorted(self._operations))
             raise MethodNotAllowed(f"{scope['method']} is not a method of {scope['path']}: use {allow}", allow=allow)
-        given = read(scope["query_string"], operation.takes)
+        given = {} if operation.takes is None else read(scope["query_string"], operation.takes)
         answer = await operation.handle(Call(scope, receive, given=given, body_limit=self._body_limit))
         await answer(scope, receive, send)
 
 
 class Boundary:
-    """Wraps everything the server answers over HTTP. Nothing but the health check is behind no key."""
+    """Wraps everything the server answers over HTTP. Only the health check and pages for browsers are behind no key."""
 
     def __init__(self, app: ASGIApp, api_key: Secret) -> None:
         self._app = app
@@ -63,7 +65,7 @@ class Boundary:
         reply = Reply(send, new_id("req"))
         scope["galley.request_id"] = reply.request_id
         try:
-            if scope["path"] != HEALTH:
+            if scope["path"] != HEALTH and not scope["path"].startswith(PAGES):
                 admit(scope["headers"], self._api_key)
             await self._app(scope, receive, reply.send)
         except RequestError as error:

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
 from anyio import to_thread
@@ -57,6 +57,15 @@ class Call:
             if key == name:
                 return str(value.decode("latin-1"))
         return None
+
+    @property
+    def raw_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """As they came, for a request that is passed on."""
+        return tuple(self._scope["headers"])
+
+    @property
+    def raw_query(self) -> bytes:
+        return bytes(self._scope["query_string"])
 
     async def json(self, model: type[M]) -> M:
         """Read the body as `model`; raise InvalidRequest or TooLarge, which say what is wrong and where."""

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from galley_server.wire.agent import SessionAgent
 from galley_server.wire.base import JSON, Timestamp, Wire
+from galley_server.wire.environment import Networking
 from galley_server.wire.events import StopDetails
 from galley_server.wire.resource import FileResource
 
@@ -21,6 +22,8 @@ class SessionCreated(Wire):
     metadata: dict[str, str] = Field(default_factory=dict)
     resources: tuple[FileResource, ...] = ()
     vault_ids: tuple[str, ...] = ()
+    networking: Networking | None = None
+    """The environment's, as it was. None: the session was made by a Galley whose sandboxes had no network."""
 
 
 class SessionChanged(Wire):
@@ -57,11 +60,40 @@ class Assistant(Wire):
 
 
 class Dispatch(Wire):
-    """The call is about to be sent to this incarnation of the sandbox. After it, a lost answer means: may have run."""
+    """The call is about to be sent. After it, a lost answer means: may have run.
+
+    To this incarnation of the sandbox, which can be asked about it later; None: to an MCP server, which cannot.
+    """
 
     type: Literal["internal.dispatch"] = "internal.dispatch"
     tool_use_id: str
-    incarnation: str
+    incarnation: str | None = None
+
+
+class McpTool(Wire):
+    """A tool as its server describes it. The schema is not ours to judge: the door checks calls against it."""
+
+    name: str
+    description: str | None = None
+    input_schema: dict[str, JSON]
+
+
+class McpListing(Wire):
+    """What one server answered. `url` tells whether it is still that server. `tools` None: as before, or none yet."""
+
+    server: str
+    url: str
+    tools: tuple[McpTool, ...] | None = None
+
+
+class McpListed(Wire):
+    """The MCP servers of the session were asked for their tools, once per turn and before its first model request.
+
+    It is in the log because the model's next request must offer exactly what its last one did, whoever makes it.
+    """
+
+    type: Literal["internal.mcp_listed"] = "internal.mcp_listed"
+    servers: tuple[McpListing, ...] = ()
 
 
 class RetryAt(Wire):
@@ -90,5 +122,14 @@ class Archived(Wire):
 
 
 Internal: TypeAlias = (
-    SessionCreated | SessionChanged | Processed | Assistant | Dispatch | RetryAt | TurnFailed | CallClosed | Archived
+    SessionCreated
+    | SessionChanged
+    | Processed
+    | Assistant
+    | Dispatch
+    | McpListed
+    | RetryAt
+    | TurnFailed
+    | CallClosed
+    | Archived
 )

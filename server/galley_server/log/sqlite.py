@@ -174,6 +174,9 @@ class SqliteStore(Generic[S]):
             committed=lambda stone: self._tell(Deleted(stone.session_id)),
         )
 
+    async def was_deleted(self, session_id: str) -> bool:
+        return await self._database.read(lambda connection: _is_deleted(connection, session_id))
+
     async def verify(self, session_id: str, head: HeadMark | None = None) -> Verified:
         """Walk the chain of a session, or check its tombstone. Raises ChainBroken at the first thing that is not as it
         was written, NotFound if there never was such a session."""

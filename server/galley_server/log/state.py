@@ -8,11 +8,13 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import Field, TypeAdapter
 
 from galley_server.log import internal as row_types
+from galley_server.log.internal import McpListing
 from galley_server.log.row import Row
 from galley_server.wire import events as ev
 from galley_server.wire.agent import SessionAgent
 from galley_server.wire.base import JSON
 from galley_server.wire.content import ResultBlock, TextBlock, UserBlock
+from galley_server.wire.environment import Networking
 from galley_server.wire.resource import FileResource
 from galley_server.wire.usage import CacheCreation, SessionUsage
 
@@ -26,6 +28,8 @@ Content: TypeAlias = (
     | ev.UserCustomToolResult
     | ev.AgentToolUse
     | ev.AgentToolResult
+    | ev.AgentMcpToolUse
+    | ev.AgentMcpToolResult
     | ev.AgentCustomToolUse
     | ev.StatusRunning
     | ev.StatusIdle
@@ -50,6 +54,8 @@ _FOLDED = frozenset(
         "user.custom_tool_result",
         "agent.tool_use",
         "agent.tool_result",
+        "agent.mcp_tool_use",
+        "agent.mcp_tool_result",
         "agent.custom_tool_use",
         "session.status_running",
         "session.status_idle",
@@ -62,6 +68,7 @@ _FOLDED = frozenset(
         "internal.processed",
         "internal.assistant",
         "internal.dispatch",
+        "internal.mcp_listed",
         "internal.retry",
         "internal.turn_failed",
         "internal.call_closed",
@@ -85,9 +92,18 @@ class Call:
     input: dict[str, JSON]
     custom: bool
     permission: ev.Permission
+    server: str | None = None
+    """The MCP server whose tool it is."""
     confirmation: ev.UserToolConfirmation | None = None
+    dispatched: bool = False
     incarnation: str | None = None
+    """The sandbox it was sent to."""
     result: CallResult | None = None
+
+    @property
+    def lane(self) -> str:
+        """Its name where calls wait for each other, which only those in the sandbox do."""
+        return self.name if self.server is None else ""
 
     @property
     def awaits_client(self) -> bool:
@@ -132,6 +148,12 @@ class SessionState:
     agent: SessionAgent | None = None
     thread_id: str = ""
     resources: tuple[FileResource, ...] = ()
+    vault_ids: tuple[str, ...] = ()
+    networking: Networking | None = None
+    mcp: dict[str, McpListing] = field(default_factory=dict)
+    """What each MCP server offers, by its name, as it was last listed."""
+    mcp_listed: bool = False
+    """Whether they were asked in this turn."""
     status: Status = "idle"
     stop_reason: ev.StopReason | None = None
     usage: SessionUsage = field(default_factory=SessionUsage)
@@ -178,9 +200,12 @@ class SessionState:
             case ev.AgentToolUse(name=name, input=tool_input):
                 permission = content.evaluated_permission or "allow"
                 self.calls[row.id] = Call(row.id, name, tool_input, custom=False, permission=permission)
+            case ev.AgentMcpToolUse(name=name, input=tool_input, mcp_server_name=server):
+                permission = content.evaluated_permission or "allow"
+                self.calls[row.id] = Call(row.id, name, tool_input, custom=False, permission=permission, server=server)
             case ev.AgentCustomToolUse(name=name, input=tool_input):
                 self.calls[row.id] = Call(row.id, name, tool_input, custom=True, permission="allow")
-            case ev.AgentToolResult(tool_use_id=call_id):
+            case ev.AgentToolResult(tool_use_id=call_id) | ev.AgentMcpToolResult(mcp_tool_use_id=call_id):
                 self._answer(call_id, content.content, content.is_error)
             case ev.ModelRequestStart():
                 self.open_request = row.id
@@ -196,6 +221,7 @@ class SessionState:
         match content:
             case row_types.SessionCreated():
                 self.agent, self.thread_id, self.resources = content.agent, content.thread_id, content.resources
+                self.vault_ids, self.networking = content.vault_ids, content.networking
             case row_types.SessionChanged():
                 self.agent = content.agent or self.agent
                 self.resources = self.resources if content.resources is None else content.resources
@@ -206,7 +232,11 @@ class SessionState:
                 self.retry = None
                 self.rounds += 1 if calls or reason == "pause_turn" else 0
             case row_types.Dispatch(tool_use_id=call_id, incarnation=incarnation):
-                self.calls[call_id].incarnation = self.incarnation = incarnation
+                call = self.calls[call_id]
+                call.dispatched, call.incarnation = True, incarnation
+                self.incarnation = incarnation or self.incarnation
+            case row_types.McpListed(servers=servers):
+                self._listed(servers)
             case row_types.RetryAt(attempt=attempt, not_before=not_before):
                 self.retry = Retry(attempt, not_before)
             case row_types.TurnFailed():
@@ -218,6 +248,13 @@ class SessionState:
 
     def _answer(self, call_id: str, content: tuple[ResultBlock, ...] | None, is_error: bool | None) -> None:
         self.calls[call_id].result = CallResult(content or (), is_error=bool(is_error))
+
+    def _listed(self, servers: Iterable[McpListing]) -> None:
+        self.mcp_listed = True
+        for listing in servers:
+            known = self.mcp.get(listing.server)
+            if listing.tools is not None or (known is not None and known.url != listing.url):
+                self.mcp[listing.server] = listing
 
     def _processed(self, event_id: str, *, dropped: bool) -> None:
         queued = self.queue.pop(event_id, None)
@@ -244,6 +281,7 @@ class SessionState:
                 self.status, self.stop_reason, self.running_since = "running", None, at
             case ev.StatusIdle(stop_reason=reason):
                 self.status, self.stop_reason, self.retry = "idle", reason, None
+                self.mcp_listed = self.mcp_listed and isinstance(reason, ev.RequiresAction)
             case ev.StatusRescheduled():
                 self.status = "rescheduling"
             case ev.StatusTerminated():

@@ -179,6 +179,10 @@ class Summaries(Protocol[S]):
 
     async def summaries(self, query: SummaryQuery) -> SummaryPage[S]: ...
 
+    async def was_deleted(self, session_id: str) -> bool:
+        """Whether there was such a session, of which only its tombstone is left."""
+        ...
+
     async def rebuild_summaries(self) -> int:
         """Fold every session anew and return how many there are."""
         ...

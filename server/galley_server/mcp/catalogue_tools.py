@@ -10,7 +10,7 @@ from pydantic import Field
 
 from galley_server.errors import InvalidRequest
 from galley_server.mcp.tool import Output
-from galley_server.runtime.access import SANDBOX_TOOLS, access_of
+from galley_server.runtime.abilities import SANDBOX_TOOLS, abilities_of
 from galley_server.runtime.idempotency import Idempotency
 from galley_server.runtime.runtime import Runtime
 from galley_server.wire.agent import Recipe, SandboxTool
@@ -50,6 +50,8 @@ class AgentOut(Output):
     """Built-in tools that are enabled, then custom ones."""
     asks_before: list[str] | None = None
     """Tools that wait for confirm_tool at each call."""
+    mcp_servers: list[str] | None = None
+    """Names of its MCP servers."""
 
 
 class AgentsOut(Output):
@@ -96,15 +98,16 @@ def once_of(tool: str, key: str | None, **arguments: object) -> Idempotency | No
 
 
 def show_agent(agent: Recipe) -> AgentOut:
-    access = access_of(agent)
+    may = abilities_of(agent)
     return AgentOut(
         id=agent.id,
         name=agent.name,
         version=agent.version,
         model=agent.model.id,
         description=agent.description,
-        tools=list(access.tools),
-        asks_before=list(access.asked) or None,
+        tools=list(may.tools),
+        asks_before=list(may.asked) or None,
+        mcp_servers=list(may.servers) or None,
     )
 
 
@@ -135,6 +138,10 @@ class CatalogueTools:
             list[SandboxTool] | None,
             Field(description="Tools that stop the session at each call until confirm_tool is called."),
         ] = None,
+        mcp_servers: Annotated[
+            dict[str, str] | None,
+            Field(description="MCP servers it may use: name and URL. Each call of their tools waits for confirm_tool."),
+        ] = None,
         idempotency_key: Key = None,
     ) -> AgentOut:
         """Create an agent: a recipe (model, system prompt, tools) that any number of sessions can run."""
@@ -147,7 +154,9 @@ class CatalogueTools:
             description=description,
             tools=tools,
             asks_before=asks_before,
+            mcp_servers=mcp_servers,
         )
+        servers = mcp_servers or {}
         request = take(
             AgentCreate,
             {
@@ -155,7 +164,11 @@ class CatalogueTools:
                 "model": model or self._runtime.settings.model.default,
                 "system": system,
                 "description": description,
-                "tools": (_toolset(tools, asks_before or []),),
+                "mcp_servers": tuple({"type": "url", "name": name, "url": url} for name, url in servers.items()),
+                "tools": (
+                    _toolset(tools, asks_before or []),
+                    *({"type": "mcp_toolset", "mcp_server_name": name} for name in servers),
+                ),
             },
         )
         return show_agent(await self._runtime.agents.create(request, once=once))
@@ -171,11 +184,24 @@ class CatalogueTools:
         self,
         name: Annotated[str, Field(description="A name that no other environment has.")],
         description: Annotated[str | None, Field(description="One sentence for people who choose one.")] = None,
+        allowed_hosts: Annotated[
+            list[str] | None,
+            Field(description="The only hosts that programs in it reach, e.g. *.example.com. Left out: public hosts."),
+        ] = None,
         idempotency_key: Key = None,
     ) -> EnvironmentOut:
         """Create an environment: a template of the isolated Linux sandbox that a session gets for itself."""
-        once = once_of("create_environment", idempotency_key, name=name, description=description)
-        request = take(EnvironmentCreate, {"name": name, "description": description})
+        once = once_of(
+            "create_environment",
+            idempotency_key,
+            name=name,
+            description=description,
+            allowed_hosts=allowed_hosts,
+        )
+        request = take(
+            EnvironmentCreate,
+            {"name": name, "description": description, "config": _limited(allowed_hosts)},
+        )
         made = await self._runtime.environments.create(request, once=once)
         return EnvironmentOut(id=made.id, name=made.name, description=made.description)
 
@@ -227,6 +253,14 @@ class CatalogueTools:
             if at >= offset + MAX_PIECE:
                 break
         return bytes(found)
+
+
+def _limited(hosts: list[str] | None) -> dict[str, object] | None:
+    """An environment whose programs reach these hosts and the agent's MCP servers, and nothing else."""
+    if hosts is None:
+        return None
+    networking = {"type": "limited", "allowed_hosts": tuple(hosts), "allow_mcp_servers": True}
+    return {"type": "cloud", "networking": networking}
 
 
 def _toolset(tools: list[SandboxTool] | None, asks_before: list[SandboxTool]) -> dict[str, object]:

@@ -20,6 +20,8 @@ COMPACT_TYPES: Final = frozenset(
         "agent.message",
         "agent.tool_use",
         "agent.tool_result",
+        "agent.mcp_tool_use",
+        "agent.mcp_tool_result",
         "agent.custom_tool_use",
         "session.error",
         "session.status_idle",
@@ -31,6 +33,8 @@ COMPACT_TYPES: Final = frozenset(
 )
 """The types of the compact view. Spans, usage, thinking and the echoes of a thread's status are for machines."""
 
+_CALL_IDS: Final = ("tool_use_id", "custom_tool_use_id", "mcp_tool_use_id")
+
 MAX_TEXT: Final = 4_000
 MAX_TOTAL: Final = 30_000
 MAX_FULL_EVENT: Final = 100_000
@@ -38,12 +42,13 @@ MAX_FULL_TOTAL: Final = 200_000
 
 
 class CompactEvent(Output):
-    """One event. `cut` says that text was left out; view "full" has all of it."""
+    """One event. `server`: the MCP server whose tool it is. `cut`: text was left out; view "full" has all of it."""
 
     type: str
     id: str
     text: str | None = None
     tool: str | None = None
+    server: str | None = None
     input: dict[str, JSON] | None = None
     tool_use_id: str | None = None
     decision: Literal["allow", "deny"] | None = None
@@ -75,8 +80,9 @@ def compact(event: ShownEvent) -> CompactEvent:
         id=event.event_id,
         text=text or None,
         tool=body.get("name"),
+        server=body.get("mcp_server_name"),
         input=tool_input,
-        tool_use_id=body.get("tool_use_id") or body.get("custom_tool_use_id"),
+        tool_use_id=next((body[key] for key in _CALL_IDS if key in body), None),
         decision=body.get("result"),
         is_error=body.get("is_error"),
         needs="confirm_tool" if body.get("evaluated_permission") == "ask" else None,

@@ -29,7 +29,7 @@ from galley_server.wire.session import Session, Status
 from galley_server.wire.session_request import SessionCreate
 from galley_server.wire.validation import take
 
-_CALLS: Final[tuple[EventType, ...]] = ("agent.tool_use", "agent.custom_tool_use")
+_CALLS: Final[tuple[EventType, ...]] = ("agent.tool_use", "agent.mcp_tool_use", "agent.custom_tool_use")
 
 SessionId: TypeAlias = Annotated[str, Field(description="Id of the session, `sesn_...`.")]
 Wait: TypeAlias = Annotated[
@@ -55,6 +55,7 @@ class SessionOut(Output):
 class PendingOut(Output):
     tool_use_id: str
     tool: str
+    server: str | None = None
     input: dict[str, JSON]
     needs: Literal["confirm_tool", "custom_tool_result"]
 
@@ -108,6 +109,9 @@ class SessionTools:
             list[str] | None,
             Field(description="Files to put into its sandbox, read-only, as /mnt/session/uploads/<their name>."),
         ] = None,
+        vault_ids: Annotated[
+            list[str] | None, Field(description="Vaults whose credentials it may use, without ever seeing them.")
+        ] = None,
         idempotency_key: Key = None,
     ) -> CreatedOut:
         """Start a session: an agent with an isolated Linux sandbox of its own, which works until you archive it.
@@ -125,11 +129,13 @@ class SessionTools:
             title=title,
             message=message,
             file_ids=file_ids,
+            vault_ids=vault_ids,
         )
         fields = {
             "agent": agent_id,
             "environment_id": environment_id,
             "title": title,
+            "vault_ids": tuple(vault_ids or ()),
             "resources": await self._resources(file_ids or []),
             "initial_events": () if message is None else (_user_message(message),),
         }
@@ -212,7 +218,7 @@ class SessionTools:
     async def confirm_tool(
         self,
         session_id: SessionId,
-        tool_use_id: Annotated[str, Field(description="Id of the agent.tool_use event that needs it.")],
+        tool_use_id: Annotated[str, Field(description="Id of the tool use event that needs it.")],
         decision: Annotated[Literal["allow", "deny"], Field(description="Whether the call may run.")],
         reason: Annotated[str | None, Field(description="Told to the agent. Only with deny.")] = None,
     ) -> EventsOut:
@@ -279,7 +285,8 @@ class SessionTools:
                 tool_use_id=call.id,
                 tool=call.tool or "",
                 input=call.input or {},
-                needs="confirm_tool" if call.type == "agent.tool_use" else "custom_tool_result",
+                server=call.server,
+                needs="custom_tool_result" if call.type == "agent.custom_tool_use" else "confirm_tool",
             )
             for call in calls
         ]

@@ -24,8 +24,10 @@ from galley_server.wire.event_request import (
 
 _CallRow: TypeAlias = Annotated[
     ev.AgentToolUse
+    | ev.AgentMcpToolUse
     | ev.AgentCustomToolUse
     | ev.AgentToolResult
+    | ev.AgentMcpToolResult
     | ev.UserToolConfirmation
     | ev.UserCustomToolResult
     | CallClosed,
@@ -35,8 +37,10 @@ _CALL_ROW: Final[TypeAdapter[_CallRow]] = TypeAdapter(_CallRow)
 CALL_TYPES: Final = frozenset(
     {
         "agent.tool_use",
+        "agent.mcp_tool_use",
         "agent.custom_tool_use",
         "agent.tool_result",
+        "agent.mcp_tool_result",
         "user.tool_confirmation",
         "user.custom_tool_result",
         "internal.call_closed",
@@ -67,13 +71,15 @@ def known_calls(rows: Iterable[Row]) -> dict[str, KnownCall]:
     for row in rows:
         content = _CALL_ROW.validate_json(row.body)
         match content:
-            case ev.AgentToolUse():
+            case ev.AgentToolUse() | ev.AgentMcpToolUse():
                 calls[row.id] = KnownCall(custom=False, asks=content.evaluated_permission == "ask")
                 continue
             case ev.AgentCustomToolUse():
                 calls[row.id] = KnownCall(custom=True, asks=False)
                 continue
             case ev.AgentToolResult(tool_use_id=call_id) | ev.UserToolConfirmation(tool_use_id=call_id):
+                pass
+            case ev.AgentMcpToolResult(mcp_tool_use_id=call_id):
                 pass
             case ev.UserCustomToolResult(custom_tool_use_id=call_id) | CallClosed(custom_tool_use_id=call_id):
                 pass
@@ -109,7 +115,9 @@ def admit(events: Sequence[AnyClientEvent], calls: Mapping[str, KnownCall], *, t
 
 def _check_confirmation(place: str, call_id: str, call: KnownCall | None, taken: set[str]) -> None:
     if call is None:
-        raise InvalidRequest(f"{place}: this session has no agent.tool_use event with the id '{call_id}'")
+        raise InvalidRequest(
+            f"{place}: this session has no agent.tool_use or agent.mcp_tool_use event with the id '{call_id}'"
+        )
     if call.custom:
         raise InvalidRequest(f"{place}: '{call_id}' is a custom tool call; answer it with user.custom_tool_result")
     if not call.asks:

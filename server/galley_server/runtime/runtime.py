@@ -16,7 +16,7 @@ from galley_server.runtime.events import Events
 from galley_server.runtime.files import Files
 from galley_server.runtime.idempotency import Once
 from galley_server.runtime.models import ModelDirectory, Models
-from galley_server.runtime.ports import Releaser, Waker, wakes
+from galley_server.runtime.ports import NoVaults, Releaser, Vaults, Waker, wakes
 from galley_server.runtime.sessions import Sessions
 from galley_server.settings import Settings
 
@@ -37,6 +37,7 @@ class Runtime:
         files: Files,
         brain: Waker,
         hands: Releaser,
+        vaults: Vaults | None = None,
         directory: ModelDirectory,
         clock: Clock = clocks.now,
     ) -> None:
@@ -56,6 +57,7 @@ class Runtime:
             environments=self.environments,
             files=files,
             hands=hands,
+            vaults=vaults or NoVaults(),
             clock=clock,
         )
         self.events = Events(log, summaries, once, files=files, clock=clock)

@@ -26,12 +26,13 @@ from galley_server.runtime.environments import Environments
 from galley_server.runtime.event_drafts import client_drafts
 from galley_server.runtime.files import Files
 from galley_server.runtime.idempotency import Idempotency, Once, remembered, to_json
-from galley_server.runtime.ports import Releaser
+from galley_server.runtime.ports import Releaser, Vaults
 from galley_server.runtime.session_view import SessionViews, show_session
 from galley_server.runtime.turnstile import Turnstile
 from galley_server.wire import events as ev
 from galley_server.wire.agent import SessionAgent
 from galley_server.wire.agent_request import AgentWithOverrides
+from galley_server.wire.environment import Networking
 from galley_server.wire.page import DeletedSession, SessionPage
 from galley_server.wire.query import SessionQuery
 from galley_server.wire.resource import FileResource
@@ -55,6 +56,7 @@ class Sessions:
         environments: Environments,
         files: Files,
         hands: Releaser,
+        vaults: Vaults,
         clock: Clock,
     ) -> None:
         self._log = log
@@ -64,6 +66,7 @@ class Sessions:
         self._environments = environments
         self._files = files
         self._hands = hands
+        self._vaults = vaults
         self._clock = clock
         self._views = SessionViews(log)
         self._turnstile = Turnstile()
@@ -73,12 +76,13 @@ class Sessions:
 
         async def effect() -> Session:
             agent = await self._agent(request)
-            await self._check_environment(request.environment_id)
+            networking = await self._networking(request.environment_id)
+            await self._vaults.check(request.vault_ids)
             await check_attachments(self._files, request.initial_events, "initial_events")
             session_id = new_id("sesn")
             try:
                 resources = await self._copies(session_id, request)
-                return await self._begin(session_id, request, agent, resources, once)
+                return await self._begin(session_id, request, agent, networking, resources, once)
             except BaseException:
                 if request.resources:
                     with anyio.CancelScope(shield=True):
@@ -97,7 +101,11 @@ class Sessions:
         def change(summary: Summary, agent: SessionAgent) -> list[Draft]:
             return changes(summary, agent, request)
 
-        return await self._once.run(once, lambda: self._amend(session_id, change, once), _again)
+        session = await self._once.run(once, lambda: self._amend(session_id, change, once), _again)
+        if request.agent is not None:
+            # What an agent may not use any more, its sandbox may not either, and that has a grant already.
+            await self._vaults.changed(session_id)
+        return session
 
     async def archive(self, session_id: str, *, once: Idempotency | None = None) -> Session:
         """End the session for good; its events stay to be read. It must not be running."""
@@ -162,6 +170,7 @@ class Sessions:
         session_id: str,
         request: SessionCreate,
         agent: SessionAgent,
+        networking: Networking | None,
         resources: tuple[FileResource, ...],
         once: Idempotency | None,
     ) -> Session:
@@ -173,6 +182,8 @@ class Sessions:
             title=request.title,
             metadata=request.metadata,
             resources=resources,
+            vault_ids=request.vault_ids,
+            networking=networking,
         )
         drafts = [internal_draft(created), *await client_drafts(request.initial_events)]
         if request.initial_events:
@@ -201,7 +212,8 @@ class Sessions:
         snapshot = recipe.snapshot(agent)
         return recipe.overridden(snapshot, reference) if isinstance(reference, AgentWithOverrides) else snapshot
 
-    async def _check_environment(self, environment_id: str) -> None:
+    async def _networking(self, environment_id: str) -> Networking | None:
+        """What the environment allows, if there is a way to it at all."""
         try:
             environment = await self._environments.retrieve(environment_id)
         except NotFound as error:
@@ -211,6 +223,7 @@ class Sessions:
                 f"environment_id: {environment_id} is archived; no new session can be made from it",
                 error_code="environment_archived",
             )
+        return environment.config.networking if self._vaults.networked else None
 
     async def _copies(self, session_id: str, request: SessionCreate) -> tuple[FileResource, ...]:
         """The session gets files of its own, so that it does not change or end with the ones it was given."""

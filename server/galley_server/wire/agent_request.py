@@ -24,8 +24,8 @@ from galley_server.wire.agent import (
 from galley_server.wire.base import JSON, Wire
 from galley_server.wire.bounds import (
     Description,
-    HttpUrl,
     Id,
+    McpUrl,
     Metadata,
     MetadataPatch,
     Name,
@@ -272,7 +272,7 @@ def _check_tools(tools: tuple[ToolParam, ...] | None) -> tuple[ToolParam, ...] |
 class McpServerParams(Wire):
     type: Literal["url"]
     name: Annotated[str, Field(min_length=1, max_length=255)]
-    url: HttpUrl
+    url: McpUrl
 
 
 def _check_servers(servers: tuple[McpServerParams, ...] | None) -> tuple[McpServerParams, ...] | None:

@@ -1,5 +1,6 @@
 """Fields with their documented limits, and what the official API has that this release refuses. No I/O here."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, TypeAlias
 from urllib.parse import urlsplit
@@ -70,23 +71,36 @@ NoMultiagent: TypeAlias = Annotated[
     None, not_here("Multiagent orchestration is not supported in this release of Galley", nothing=(None,))
 ]
 NoBudget: TypeAlias = Annotated[None, not_here("Budgets are not supported in this release of Galley", nothing=(None,))]
-NoVaults: TypeAlias = Annotated[
-    tuple[()], not_here("Vaults are not supported in this release of Galley; leave the list empty", nothing=([], ()))
-]
+
+
+_STDIO: Final = re.compile(r"stdio:[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def _is_http(value: str) -> bool:
+    try:
+        url = urlsplit(value)
+        return url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:
+        return False
 
 
 def http_url(value: str) -> str:
-    try:
-        url = urlsplit(value)
-        usable = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
+    if not _is_http(value):
         raise PydanticCustomError("refused", "Input should be an http or https URL")
     return value
 
 
+def mcp_url(value: str) -> str:
+    """An address, or the name of a server that the vault proxy runs itself."""
+    if not _is_http(value) and not _STDIO.fullmatch(value):
+        raise PydanticCustomError(
+            "refused", "Input should be an http or https URL, or stdio:NAME for a server that the vault proxy runs"
+        )
+    return value
+
+
 HttpUrl: TypeAlias = Annotated[str, Field(min_length=1, max_length=2048), AfterValidator(http_url)]
+McpUrl: TypeAlias = Annotated[str, Field(min_length=1, max_length=2048), AfterValidator(mcp_url)]
 
 
 def unique(items: tuple[Any, ...], key: Callable[[Any], str | None], *, field: str, what: str) -> None:

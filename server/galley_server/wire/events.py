@@ -91,6 +91,22 @@ class AgentToolResult(Event):
     is_error: bool | None = None
 
 
+class AgentMcpToolUse(Event):
+    type: Literal["agent.mcp_tool_use"] = "agent.mcp_tool_use"
+    mcp_server_name: str
+    name: str
+    input: dict[str, JSON]
+    evaluated_permission: Permission | None = None
+    evaluation: Annotated[AlwaysAllowed | AlwaysAsked, Field(discriminator="type")] | None = None
+
+
+class AgentMcpToolResult(Event):
+    type: Literal["agent.mcp_tool_result"] = "agent.mcp_tool_result"
+    mcp_tool_use_id: str
+    content: tuple[ResultBlock, ...] | None = None
+    is_error: bool | None = None
+
+
 class AgentCustomToolUse(Event):
     type: Literal["agent.custom_tool_use"] = "agent.custom_tool_use"
     name: str
@@ -192,9 +208,20 @@ class McpServerError(Wire):
     mcp_server_name: str
 
 
+class CredentialError(Wire):
+    type: Literal["credential_host_unreachable_error"] = "credential_host_unreachable_error"
+    message: str
+    retry_status: RetryStatus
+    vault_id: str
+    credential_id: str
+
+
+AnyError: TypeAlias = PlainError | McpServerError | CredentialError
+
+
 class SessionError(Event):
     type: Literal["session.error"] = "session.error"
-    error: Annotated[PlainError | McpServerError, Field(discriminator="type")]
+    error: Annotated[AnyError, Field(discriminator="type")]
 
 
 class SessionUsageReport(Event):
@@ -241,6 +268,8 @@ AnyEvent: TypeAlias = (
     | AgentThinking
     | AgentToolUse
     | AgentToolResult
+    | AgentMcpToolUse
+    | AgentMcpToolResult
     | AgentCustomToolUse
     | StatusRunning
     | StatusIdle

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from galley_server.wire.agent_request import AgentRef, AgentWithOverrides, McpServers, Tools, WithTools
 from galley_server.wire.base import Wire
-from galley_server.wire.bounds import Id, Metadata, MetadataPatch, NoBudget, NoVaults, Title, not_here
+from galley_server.wire.bounds import Id, Metadata, MetadataPatch, NoBudget, Title, not_here
 from galley_server.wire.event_request import (
     MAX_FILE_DOCUMENTS,
     MAX_INITIAL_EVENTS,
@@ -23,6 +23,7 @@ from galley_server.wire.union import ByType
 from galley_server.wire.validation import RuleBroken
 
 MAX_RESOURCES: Final = 500
+MAX_VAULTS: Final = 50
 UPLOADS: Final = "/mnt/session/uploads"
 WORKSPACE: Final = "/workspace"
 
@@ -76,7 +77,7 @@ class SessionCreate(Wire):
     metadata: Metadata = Field(default_factory=dict)
     resources: Annotated[tuple[ResourceParam, ...], Field(max_length=MAX_RESOURCES)] = ()
     initial_events: Annotated[tuple[InitialEventParam, ...], Field(max_length=MAX_INITIAL_EVENTS)] = ()
-    vault_ids: NoVaults = ()
+    vault_ids: Annotated[tuple[Id, ...], Field(max_length=MAX_VAULTS)] = ()
     budget: NoBudget = None
 
     @field_validator("resources")

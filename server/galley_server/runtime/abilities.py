@@ -11,15 +11,19 @@ SANDBOX_TOOLS: Final[Sequence[SandboxTool]] = get_args(SandboxTool)
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
-    """`tools`: the built-in tools that are enabled, then the custom ones. `asked`: those that wait for a person."""
+class Abilities:
+    """`tools`: the built-in tools that are enabled, then the custom ones. `asked`: those that wait for a person.
+
+    What its MCP servers offer shows when a session asks them.
+    """
 
     tools: tuple[str, ...]
     asked: tuple[str, ...]
+    servers: tuple[str, ...]
 
 
-def access_of(agent: Recipe) -> Access:
+def abilities_of(agent: Recipe) -> Abilities:
     governed = {name: ruling for name in SANDBOX_TOOLS if isinstance(ruling := rule(agent, name), Governed)}
     custom = [tool.name for tool in agent.tools if isinstance(tool, CustomTool)]
     asked = [name for name, ruling in governed.items() if ruling.permission == "ask"]
-    return Access((*governed, *custom), tuple(asked))
+    return Abilities((*governed, *custom), tuple(asked), tuple(server.name for server in agent.mcp_servers))
