@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class House:
     kitchen: Kitchen
     script: Script
     home: Path
+    sessions: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -83,9 +84,17 @@ class House:
         )
         config: Any = {"type": "cloud", "networking": dict(networking or {"type": "unrestricted"})}
         environment = await self.client.beta.environments.create(name=f"for {agent.id}", config=config)
-        return await self.client.beta.sessions.create(
+        session = await self.client.beta.sessions.create(
             agent=agent.id, environment_id=environment.id, vault_ids=vault_ids or []
         )
+        self.sessions.append(session.id)
+        return session
+
+    async def leave_nothing(self) -> None:
+        """A sandbox outlives its server by a quarter of an hour, which is no good in a test."""
+        for session_id in self.sessions:
+            with suppress(anthropic.APIError):
+                await self.client.beta.sessions.archive(session_id)
 
     async def turn(self, session_id: str, text: str = "go", *answers: Answer) -> list[Any]:
         """Say something, let the model answer so, and return every event until the session is idle."""
@@ -135,13 +144,14 @@ async def house(
     tmp_path: Path,
     *answers: Answer,
     environ: Mapping[str, str] | None = None,
-    brain: Callable[[Request], Answer] | None = None,
+    stays: bool = False,
 ) -> AsyncIterator[House]:
+    """`stays`: its sandboxes do, for the next server of the same home."""
     home = tmp_path / "home"
     script = Script(*answers)
     with alone():
         async with AsyncExitStack() as stack:
-            model_url = await stack.enter_async_context(serve_scripted(brain or script))
+            model_url = await stack.enter_async_context(serve_scripted(script))
             settings = Settings.from_env(
                 {
                     **surroundings(),
@@ -158,7 +168,12 @@ async def house(
             client = await stack.enter_async_context(
                 anthropic.AsyncAnthropic(base_url=running.address.url, api_key=KEY, max_retries=0)
             )
-            yield House(client, running, script, home)
+            found = House(client, running, script, home)
+            try:
+                yield found
+            finally:
+                if not stays:
+                    await found.leave_nothing()
 
 
 def audit_lines(home: Path) -> list[dict[str, Any]]:

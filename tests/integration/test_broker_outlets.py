@@ -307,11 +307,12 @@ async def test_a_session_that_was_revoked_at_the_proxy_does_not_get_a_new_grant(
 
 async def test_after_a_restart_of_the_server_a_program_that_runs_still_finds_its_way(tmp_path: Path) -> None:
     async with web() as port:
-        async with house(tmp_path) as galley:
+        async with house(tmp_path, stays=True) as galley:
             session = await galley.session(tools=[TOOLSET])
             url = f"http://{HOST}:{port}/x"
             await run(galley, session.id, f"(while sleep 0.2; do {curl(url)}; done >> /workspace/log 2>&1) & echo ok")
         async with house(tmp_path) as galley:
+            galley.sessions.append(session.id)
             await run(galley, session.id, ": > /workspace/log")
 
             async def logged() -> bool:
@@ -321,7 +322,7 @@ async def test_after_a_restart_of_the_server_a_program_that_runs_still_finds_its
 
 
 async def test_sessions_that_ended_while_the_proxy_was_away_are_ended_by_the_next_server(tmp_path: Path) -> None:
-    async with house(tmp_path) as galley:
+    async with house(tmp_path, stays=True) as galley:
         gone, kept = await galley.session(tools=[TOOLSET]), await galley.session(tools=[TOOLSET])
         for session in (gone, kept):
             await run(galley, session.id, "true")
@@ -334,6 +335,7 @@ async def test_sessions_that_ended_while_the_proxy_was_away_are_ended_by_the_nex
         listed = galley.home / "vault_proxy" / "state.db"
         assert listed.exists()
     async with house(tmp_path) as galley, galley.proxy() as proxy_api:
+        galley.sessions += [gone.id, kept.id]
 
         async def only_kept() -> bool:
             try:
