@@ -17,7 +17,9 @@ READY_S = 30.0
 
 def environment(home: Path, **settings: str) -> dict[str, str]:
     """The settings given and nothing of ours: no key, no endpoint, no home of whoever runs the tests."""
-    mine = {name: value for name, value in os.environ.items() if not name.startswith(("GALLEY_", "ANTHROPIC_"))}
+    mine = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GALLEY_", "ANTHROPIC_", "VAULT_"))
+    }
     # Without a vault proxy unless the test is about it: one more process for each server costs the suite minutes.
     chosen = {"GALLEY_HOME": str(home), "GALLEY_SANDBOX": "bubblewrap", "GALLEY_BROKER": "off", **settings}
     return {**mine, **chosen}

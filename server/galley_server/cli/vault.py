@@ -1,9 +1,12 @@
 """`galley vault`: vaults of the running server, and logins at MCP servers, whose tokens go into one of them."""
 
 import argparse
+import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import httpx2
@@ -19,6 +22,8 @@ from galley_server.settings import Settings
 from galley_server.state import StateFiles
 
 _ANSWER_S: Final = 30.0
+_START_S: Final = 15.0
+"""The vault proxy starts after its server has said that it is ready."""
 
 
 class VaultFailed(GalleyError):
@@ -99,12 +104,28 @@ def _where(environ: Mapping[str, str]) -> Where:
     broker = settings.broker
     if broker is None:
         raise ConfigError("GALLEY_BROKER is off: this server has no vaults")
-    path = socket_to_dial(files.home, API_SOCKET) if broker.sockets is None else broker.sockets / API_SOCKET
-    kept = broker.home / "service_key"
-    if path is None or not path.is_socket() or (broker.key is None and not kept.exists()):
+    path = _of_the_server(files.home) if broker.sockets is None else broker.sockets / API_SOCKET
+    if path is None or not _answers(path):
         raise VaultFailed(f"no vault proxy runs for {settings.home}: start `galley serve` first")
-    key = service_key_of(kept, broker.key)
+    key = service_key_of(broker.home / "service_key", broker.key)
     return Where("http://localhost", ProxySecret(key.reveal()), httpx2.HTTPTransport(uds=str(path)))
+
+
+def _of_the_server(home: Path) -> Path | None:
+    """Where the vault proxy of the running server listens, as soon as it does."""
+    until = time.monotonic() + _START_S
+    while True:
+        path = socket_to_dial(home, API_SOCKET)
+        if _answers(path) or not _answers(socket_to_dial(home)) or time.monotonic() > until:
+            return path
+        time.sleep(0.1)
+
+
+def _answers(path: Path | None) -> bool:
+    if path is None:
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _list(where: Where) -> None:
