@@ -20,6 +20,22 @@ def test_a_chosen_key_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_key_may_be_mounted_for_us(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("mounted-key-0123456\n")
+    # As Kubernetes does: a link, and readable by the group.
+    (tmp_path / "key").symlink_to("there")
+    assert service_key_of(tmp_path, tmp_path / "key").reveal() == "mounted-key-0123456"
+
+
+@pytest.mark.parametrize("content", [None, "", "canary", "canary canary canary canary"])
+def test_a_mounted_key_that_is_none_is_refused_and_not_shown(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "key").write_text(content)
+    with pytest.raises(ConfigError, match="GALLEY_PROXY_KEY_FILE") as caught:
+        service_key_of(tmp_path, tmp_path / "key")
+    assert "canary" not in str(caught.value)
+
+
 def test_keys_are_for_their_owner_alone(tmp_path: Path) -> None:
     service_key_of(tmp_path, None)
     grant_key_of(tmp_path)

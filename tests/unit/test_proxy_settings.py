@@ -89,6 +89,7 @@ def test_there_are_five_ways_to_log_in(given: dict[str, str], kind: type) -> Non
     [
         ({"GALLEY_PROXY_KEY": "short"}, "GALLEY_PROXY_KEY is too short"),
         ({"GALLEY_PROXY_KEY": "with a blank in the middle"}, "GALLEY_PROXY_KEY holds a blank"),
+        ({"GALLEY_PROXY_KEY": "k" * 16, "GALLEY_PROXY_KEY_FILE": "/k"}, "GALLEY_PROXY_KEY_FILE are both set"),
         ({"GALLEY_PROXY_ALLOW_NETS": "10.1.2.3/16"}, "GALLEY_PROXY_ALLOW_NETS holds '10.1.2.3/16'"),
         ({"GALLEY_PROXY_ALLOW_NETS": "10.0.0.0/8,"}, "GALLEY_PROXY_ALLOW_NETS holds ''"),
         ({"GALLEY_PROXY_AUDIT_MB": "1"}, "GALLEY_PROXY_AUDIT_MB is '1': use a whole number from 8"),
@@ -120,6 +121,22 @@ def test_a_wrong_setting_is_named_with_what_would_be_right(given: dict[str, str]
     with pytest.raises(ConfigError) as caught:
         Settings.from_env({**HOME, **given})
     assert named in str(caught.value)
+
+
+def test_what_is_secret_or_known_only_to_vault_may_stand_in_a_file() -> None:
+    settings = Settings.from_env(
+        {
+            **HOME,
+            "GALLEY_PROXY_KEY_FILE": "/run/service_key",
+            "VAULT_ADDR": "https://v.example",
+            "GALLEY_VAULT_AUTH": "approle",
+            "GALLEY_VAULT_ROLE_ID_FILE": "/run/role_id",
+            "GALLEY_VAULT_SECRET_ID_FILE": "/run/secret_id",
+        }
+    )
+    assert settings.key == Path("/run/service_key")
+    assert settings.vault is not None
+    assert settings.vault.auth == AppRoleAuth(Path("/run/role_id"), None, Path("/run/secret_id"))
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8200", "http://localhost:8200", "http://[::1]:8200"])

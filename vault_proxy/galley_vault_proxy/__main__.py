@@ -23,6 +23,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "narrow": Entry("galley_vault_proxy.cli.narrow", "make a grant allow less: token on stdin, token on stdout"),
     "login": Entry("galley_vault_proxy.oauth.command", "authorise an MCP server in a browser, here or elsewhere"),
     "bootstrap": Entry("galley_vault_proxy.bootstrap", "write into Vault what the proxy needs, as an operator"),
+    "hand-over": Entry("galley_vault_proxy.hand_over", "put a login at Vault into files, for the proxy to start with"),
     "doctor": Entry("galley_vault_proxy.doctor", "try what the proxy needs of its secret store, with the fix"),
     "reconcile": Entry("galley_vault_proxy.reconcile", "find what Vault holds and the proxy no longer knows"),
     "vault-name": Entry("galley_vault_proxy.cli.vault_name", "print how a vault is called inside Vault"),

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from galley_vault_proxy.admin.app import Face, build_http
 from galley_vault_proxy.admin.audit import AuditFace
@@ -132,7 +133,7 @@ async def running(settings: Settings, listen: Listen) -> AsyncIterator[Address |
             SandboxFace(
                 registry,
                 part.source,
-                egress_url=None if egress.address is None else egress.address.url,
+                egress_url=_egress_url(settings, egress.address),
                 ca_pem=egress.ca_pem,
             ),
             PinFace(pins, audit),
@@ -186,6 +187,12 @@ class OwnUrl:
 
     def listening(self, address: Address | None) -> None:
         self._url = self._url or (None if address is None else address.url)
+
+
+def _egress_url(settings: Settings, address: Address | None) -> str | None:
+    """Where sandboxes find the egress door: on the host by which they find the proxy, where that was said."""
+    host = urlsplit(settings.url).hostname if settings.url else None
+    return None if address is None else Address(host or address.host, address.port).url
 
 
 def _derived(key: bytes, purpose: bytes) -> bytes:

@@ -16,7 +16,7 @@ from galley_vault_proxy.errors import ConfigError
 from galley_vault_proxy.secret import Secret
 from galley_vault_proxy.settings import VaultSettings
 from galley_vault_proxy.store import vault_setup
-from galley_vault_proxy.store.operator import Operator, audit_header_path, operators_settings, print_line
+from galley_vault_proxy.store.operator import Operator, approle_mount, audit_header_path, operators_settings, print_line
 from galley_vault_proxy.store.proxy_identity import fault_to_error
 from galley_vault_proxy.store.vault_adapter import Json, Method, text_of
 from galley_vault_proxy.store.vault_fault import VaultFault
@@ -56,7 +56,7 @@ async def plan(vault: Operator, settings: VaultSettings, wanted: Wanted) -> Asyn
     yield await _audit_header(vault)
     if wanted.approle is not None:
         auths = (await _need(vault, "sys/auth")).get("data")
-        mount = _approle_mount(settings)
+        mount = approle_mount(settings)
         yield _auth(auths, mount)
         path = f"auth/{mount}/role/{wanted.approle}"
         yield await _role(vault, "login role", path, vault_setup.login_role(mounts, wanted.cidrs))
@@ -92,10 +92,6 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     what = "to change" if arguments.plan else "changed"
     print_line(f"{settings.address}: {changes or 'nothing'} {what}")
     return 0
-
-
-def _approle_mount(settings: VaultSettings) -> str:
-    return "approle" if settings.auth_mount == "token" else settings.auth_mount
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -239,12 +235,12 @@ async def _audit_header(vault: Operator) -> Step:
 
 
 async def _say_role_id(vault: Operator, settings: VaultSettings, role: str, say: Callable[[str], None]) -> None:
-    mount = _approle_mount(settings)
+    mount = approle_mount(settings)
     found = await _need(vault, f"auth/{mount}/role/{role}/role-id")
     data = found.get("data")
     role_id = data.get("role_id") if isinstance(data, dict) else None
     say(f"    GALLEY_VAULT_AUTH=approle GALLEY_VAULT_ROLE_ID={role_id}")
-    say(f"    a secret id, wrapped: vault write -wrap-ttl=5m -f auth/{mount}/role/{role}/secret-id")
+    say(f"    its login, into files: galley-vault-proxy hand-over --approle {role} FOLDER")
 
 
 async def _need(vault: Operator, path: str) -> Json:

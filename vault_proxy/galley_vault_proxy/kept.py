@@ -17,8 +17,10 @@ _GRANT_KEY: Final = re.compile(r"[0-9a-f]{64}")
 _LONGEST: Final = 8192
 
 
-def service_key_of(home: Path, chosen: Secret | None) -> Secret:
-    """Return `chosen`, else the key kept in the home, making it if there is none yet. Raises ConfigError."""
+def service_key_of(home: Path, chosen: Secret | Path | None) -> Secret:
+    """Return `chosen` or what its file holds, else the key kept in the home, made if need be. Raises ConfigError."""
+    if isinstance(chosen, Path):
+        return _given(chosen)
     if chosen is not None:
         return chosen
     return Secret(kept(home / "service_key", _KEY, lambda: f"galley_proxy_{secrets.token_urlsafe(32)}"))
@@ -56,6 +58,18 @@ def kept(path: Path, right: re.Pattern[str], new: Callable[[], str]) -> str:
     if not right.fullmatch(text):
         raise ConfigError(f"{path} does not hold what the proxy wrote there: remove it, and the next start makes one")
     return text
+
+
+def _given(path: Path) -> Secret:
+    """The key that somebody else put there for us: who else may read it is his to say."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise ConfigError(f"GALLEY_PROXY_KEY_FILE: {path} cannot be read: {error.strerror}") from None
+    if not _KEY.fullmatch(text):
+        raise ConfigError(f"GALLEY_PROXY_KEY_FILE: {path} does not hold one word of 16 or more printable characters")
+    return Secret(text)
 
 
 def _make(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from anyio import to_thread
 
 from galley_vault_proxy.addresses import Address, Net, refused
 from galley_vault_proxy.dialing import AsyncioBackend
-from galley_vault_proxy.errors import AddressRefused, Unreachable
+from galley_vault_proxy.errors import AddressRefused, ConfigError, Unreachable
 from galley_vault_proxy.hosts import normal_host
 
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -118,7 +118,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         self, guard: Netguard, *, ssl_context: ssl.SSLContext | None, max_connections: int, keepalive_s: float
     ) -> None:
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=ssl_context or httpx2.create_ssl_context(trust_env=False),
+            ssl_context=ssl_context or trusted(),
             max_connections=max_connections,
             max_keepalive_connections=max_connections,
             keepalive_expiry=keepalive_s,
@@ -214,6 +214,18 @@ class _Backend(httpcore2.AsyncNetworkBackend):
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def trusted() -> ssl.SSLContext:
+    """What the certificates of upstream servers are checked against, at every way out. Raises ConfigError.
+
+    The system's authorities, or those in SSL_CERT_FILE. Reading them takes longer than a whole call: keep it.
+    """
+    try:
+        return httpx2.create_ssl_context()
+    except OSError as error:  # ssl.SSLError is one
+        reason = "there is no certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigError(f"SSL_CERT_FILE: the certificate authorities cannot be read: {reason}") from None
 
 
 def redirect_target(source: httpx2.URL, location: str) -> httpx2.URL:

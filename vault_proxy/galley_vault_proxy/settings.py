@@ -52,6 +52,7 @@ CATALOGUE: Final = (
         "generated into `$GALLEY_PROXY_HOME/service_key`",
         "Key of everything under `/v1`, as `x-api-key` or as a bearer token. 16 or more printable characters.",
     ),
+    Setting("GALLEY_PROXY_KEY_FILE", "", "A file that holds that key, in place of `GALLEY_PROXY_KEY`."),
     Setting(
         "GALLEY_PROXY_ALLOW_NETS",
         "",
@@ -79,6 +80,9 @@ CATALOGUE: Final = (
         "Where the key of the embedded store is kept: `file` (`$GALLEY_PROXY_HOME/store_key`) or `keyring`.",
     ),
     Setting("GALLEY_PROXY_LOG_LEVEL", "`info`", "`debug`, `info`, `warning` or `error`: what it prints on stderr."),
+    Setting(
+        "SSL_CERT_FILE", "the system's", "PEM file of the authorities that upstream servers' certificates are from."
+    ),
     Setting("VAULT_ADDR", "", "URL of Vault or OpenBao; `https`, or `http` to a loopback address. Unset: embedded."),
     Setting("VAULT_TOKEN", "", "Token of `GALLEY_VAULT_AUTH=token`; the operator's for `bootstrap` and `reconcile`."),
     Setting("VAULT_NAMESPACE", "", "Namespace that holds everything of the proxy's, its own login included."),
@@ -93,6 +97,7 @@ CATALOGUE: Final = (
     Setting("GALLEY_VAULT_AUTH_MOUNT", "the method's name", "Where the auth method is mounted."),
     Setting("GALLEY_VAULT_TOKEN_FILE", "", "File that holds the token of `token_file`; read again when it changes."),
     Setting("GALLEY_VAULT_ROLE_ID", "", "`approle`: the role id."),
+    Setting("GALLEY_VAULT_ROLE_ID_FILE", "", "`approle`: a file that holds the role id, read at each login."),
     Setting("GALLEY_VAULT_SECRET_ID", "", "`approle`: the secret id."),
     Setting("GALLEY_VAULT_SECRET_ID_FILE", "", "`approle`: a file that holds the secret id, read at each login."),
     Setting(
@@ -131,9 +136,12 @@ class TokenFileAuth:
 
 @dataclass(frozen=True, slots=True)
 class AppRoleAuth:
-    """Exactly one of `secret_id` and `secret_id_file` is set; `wrapped`: it is a wrapping token."""
+    """Exactly one of `secret_id` and `secret_id_file` is set; `wrapped`: it is a wrapping token.
 
-    role_id: str
+    `role_id` a path: the file that holds it.
+    """
+
+    role_id: str | Path
     secret_id: Secret | None
     secret_id_file: Path | None
     wrapped: bool = False
@@ -184,10 +192,10 @@ class VaultSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`vault` None: the embedded store."""
+    """`vault` None: the embedded store. `key` a path: the file that holds it."""
 
     home: Path
-    key: Secret | None = None
+    key: Secret | Path | None = None
     allow_nets: tuple[Net, ...] = ()
     config: Path | None = None
     url: str | None = None
@@ -207,7 +215,7 @@ class Settings:
         given = {name: environ[name].strip() for name in NAMES if environ.get(name, "").strip()}
         return cls(
             home=home_of(environ),
-            key=_read(given, "GALLEY_PROXY_KEY", _service_key, None),
+            key=_value_or_file(given, "GALLEY_PROXY_KEY", _service_key),
             allow_nets=_read(given, "GALLEY_PROXY_ALLOW_NETS", _nets, ()),
             config=_read(given, "GALLEY_PROXY_CONFIG", _path, None),
             url=_read(given, "GALLEY_PROXY_URL", _url, None),
@@ -285,6 +293,13 @@ def _read(given: Mapping[str, str], name: str, parse: Callable[[str, str], Value
     return parse(name, given[name]) if name in given else default
 
 
+def _value_or_file(given: Mapping[str, str], name: str, parse: Callable[[str, str], Value]) -> Value | Path | None:
+    """The value of `name`, or the path in `name`_FILE; not both."""
+    if name in given and f"{name}_FILE" in given:
+        raise ConfigError(f"{name} and {name}_FILE are both set: set one")
+    return parse(name, given[name]) if name in given else _read(given, f"{name}_FILE", _path, None)
+
+
 def _need(given: Mapping[str, str], name: str, method: str) -> str:
     if name not in given:
         raise ConfigError(f"GALLEY_VAULT_AUTH={method} needs {name}")
@@ -301,7 +316,9 @@ def _token_file_auth(given: Mapping[str, str]) -> TokenFileAuth:
 
 
 def _approle_auth(given: Mapping[str, str]) -> AppRoleAuth:
-    role_id = _plain("GALLEY_VAULT_ROLE_ID", _need(given, "GALLEY_VAULT_ROLE_ID", "approle"))
+    role_id = _value_or_file(given, "GALLEY_VAULT_ROLE_ID", _plain)
+    if role_id is None:
+        raise ConfigError("GALLEY_VAULT_AUTH=approle needs GALLEY_VAULT_ROLE_ID or GALLEY_VAULT_ROLE_ID_FILE")
     if ("GALLEY_VAULT_SECRET_ID" in given) == ("GALLEY_VAULT_SECRET_ID_FILE" in given):
         raise ConfigError(
             "GALLEY_VAULT_AUTH=approle needs GALLEY_VAULT_SECRET_ID or GALLEY_VAULT_SECRET_ID_FILE, and not both"

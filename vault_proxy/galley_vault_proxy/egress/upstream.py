@@ -12,7 +12,7 @@ from galley_vault_proxy.egress.head import MAX_HEAD, Origin
 from galley_vault_proxy.egress.stream import Socket, Stream
 from galley_vault_proxy.egress.tls import Tls, TlsFailed
 from galley_vault_proxy.errors import Unreachable
-from galley_vault_proxy.netguard import CONNECT_S, Netguard
+from galley_vault_proxy.netguard import CONNECT_S, Netguard, trusted
 
 HANDSHAKE_S: Final = 15.0
 
@@ -96,6 +96,6 @@ class Upstream:
 
 def client_context(given: ssl.SSLContext | None) -> ssl.SSLContext:
     """What upstream certificates are checked against: the system's authorities, or those in SSL_CERT_FILE."""
-    context = given or ssl.create_default_context()
+    context = given or trusted()
     context.set_alpn_protocols(["http/1.1"])
     return context

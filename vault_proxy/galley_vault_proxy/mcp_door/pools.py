@@ -7,10 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-import httpx2
-
 from galley_vault_proxy.mcp_door.visit import Principal
-from galley_vault_proxy.netguard import GuardedTransport, Netguard
+from galley_vault_proxy.netguard import GuardedTransport, Netguard, trusted
 
 PoolKey: TypeAlias = tuple[Principal, str, str, int]
 """Who, which server, and which version of which credential: a rotated one gets new connections."""
@@ -31,8 +29,7 @@ class Pools:
     def __init__(self, guard: Netguard, *, clock: Callable[[], float]) -> None:
         self._guard = guard
         self._clock = clock
-        # Reading the authorities' certificates takes longer than a whole call.
-        self._tls: ssl.SSLContext = httpx2.create_ssl_context(trust_env=False)
+        self._tls: ssl.SSLContext = trusted()
         self._pools: dict[PoolKey, _Pool] = {}
 
     @asynccontextmanager

@@ -26,6 +26,10 @@ def operators_settings(environ: Mapping[str, str]) -> tuple[VaultSettings, Secre
     return settings, Secret(token)
 
 
+def approle_mount(settings: VaultSettings) -> str:
+    return "approle" if settings.auth_mount == "token" else settings.auth_mount
+
+
 def audit_header_path(name: str) -> str:
     return f"sys/config/auditing/request-headers/{name}"
 
@@ -64,8 +68,18 @@ class Operator:
         except Invalid:
             return None
 
-    async def write(self, path: str, body: Json, *, method: Method = "post", namespaced: bool = True) -> Answer:
-        return await self._send(Request(method, path, f"write {path}", body, namespaced=namespaced))
+    async def write(
+        self,
+        path: str,
+        body: Json,
+        *,
+        method: Method = "post",
+        namespaced: bool = True,
+        wrap_ttl_s: int | None = None,
+    ) -> Answer:
+        return await self._send(
+            Request(method, path, f"write {path}", body, namespaced=namespaced, wrap_ttl_s=wrap_ttl_s)
+        )
 
     async def delete(self, path: str) -> None:
         await self._send(Request("delete", path, f"delete {path}", again=True))

@@ -118,7 +118,7 @@ class ProxyIdentity:
                 return await self._given(await _kept(path, "GALLEY_VAULT_TOKEN_FILE"), "GALLEY_VAULT_TOKEN_FILE")
             case AppRoleAuth() as approle:
                 secret_id = await self._secret_id(approle)
-                body: Json = {"role_id": approle.role_id, "secret_id": secret_id.reveal()}
+                body: Json = {"role_id": await _role_id(approle), "secret_id": secret_id.reveal()}
                 return await self._login_with(body, "the secret id is wrong, used up or expired: give a new one")
             case JwtAuth(role=role, path=path) | KubernetesAuth(role=role, path=path):
                 jwt = await _kept(path, "GALLEY_VAULT_JWT_FILE")
@@ -253,6 +253,12 @@ def _unprivileged(request: Request) -> StoreUnavailable:
     return StoreUnavailable(
         f"Vault does not let the proxy {request.what}: run `galley-vault-proxy bootstrap`, and attach its policy"
     )
+
+
+async def _role_id(approle: AppRoleAuth) -> str:
+    if isinstance(approle.role_id, Path):
+        return (await _kept(approle.role_id, "GALLEY_VAULT_ROLE_ID_FILE")).reveal()
+    return approle.role_id
 
 
 async def _kept(path: Path, setting: str) -> Secret:
