@@ -14,7 +14,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from galley_vault_proxy.config import read_config
 from galley_vault_proxy.errors import ConfigError, ProxyError
+from galley_vault_proxy.mcp_door.stdio_trial import FIX, try_stdio
 from galley_vault_proxy.secret import Secret
 from galley_vault_proxy.settings import Settings, TokenAuth, VaultSettings
 from galley_vault_proxy.state import State
@@ -63,8 +65,8 @@ class _Vault:
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     argparse.ArgumentParser(
         prog="galley-vault-proxy doctor",
-        description="Try everything that the proxy needs of its secret store. With another login than "
-        "GALLEY_VAULT_AUTH=token, an operator's VAULT_TOKEN lets it look at the audit log too.",
+        description="Try everything that the proxy needs of its secret store, and of this machine for stdio servers. "
+        "With another login than GALLEY_VAULT_AUTH=token, an operator's VAULT_TOKEN lets it look at the audit log too.",
     ).parse_args(argv)
     settings = Settings.from_env(environ)
     token = environ.get("VAULT_TOKEN", "").strip()
@@ -74,14 +76,36 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 async def _report(settings: Settings, operator: Secret | None) -> int:
     failed = False
-    findings = examine_embedded(settings) if settings.vault is None else examine(settings.vault, operator)
-    async for finding in findings:
+    async for finding in _findings(settings, operator):
         mark = {"ok": "ok     ", "fail": "FAILED ", "unknown": "unknown"}[finding.verdict]
         print_line(f"{mark} {finding.name}: {finding.seen}")
         if finding.fix:
             print_line(f"        fix: {finding.fix}")
         failed = failed or finding.verdict == "fail"
     return 1 if failed else 0
+
+
+async def _findings(settings: Settings, operator: Secret | None) -> AsyncIterator[Finding]:
+    store = examine_embedded(settings) if settings.vault is None else examine(settings.vault, operator)
+    async for finding in store:
+        yield finding
+    async for finding in examine_stdio(settings):
+        yield finding
+
+
+async def examine_stdio(settings: Settings) -> AsyncIterator[Finding]:
+    """MCP servers on stdio need a sandbox of their own; nothing to say where there are none."""
+    try:
+        servers = read_config(settings.config)
+    except ConfigError as error:
+        yield Finding("fail", "stdio servers", str(error), "see the message")
+        return
+    if servers:
+        trouble = await try_stdio(servers.values())
+        if trouble is None:
+            yield Finding("ok", "stdio servers", f"each gets a sandbox of its own: {', '.join(sorted(servers))}")
+        else:
+            yield Finding("fail", "stdio servers", trouble, FIX)
 
 
 async def examine_embedded(settings: Settings) -> AsyncIterator[Finding]:

@@ -28,8 +28,9 @@ _ETC: Final = (
     "ssl/certs",
     "ssl/openssl.cnf",
 )
-# No core file may hold the credential; no server may take every file descriptor.
-_START: Final = 'ulimit -c 0 -n 4096; exec "$@"'
+# No core file may hold the credential; no server may take every file descriptor. One limit at a time: a shell that
+# takes several at once is not every /bin/sh. A hard limit on files that is lower already is as good.
+_START: Final = 'ulimit -c 0 && { ulimit -n 4096 2>/dev/null || :; } && exec "$@"'
 
 
 def command(server: StdioServer) -> list[str]:

@@ -47,11 +47,12 @@ async def run_stdio(
         ) from None
     logger.info("stdio server %s started as process %d", server.name, process.pid)
     pipe = Pipe(_Sender(process, server.name).send, unasked)
+    spoke = asyncio.Event()
     with ungrouped():
         async with asyncio.TaskGroup() as tasks:
             readers = [
-                tasks.create_task(_read(process, pipe, server.name), name=f"stdio-{server.name}"),
-                tasks.create_task(_log(process, patterns, server.name), name=f"stdio-{server.name}-log"),
+                tasks.create_task(_read(process, pipe, spoke, server.name), name=f"stdio-{server.name}"),
+                tasks.create_task(_log(process, patterns, spoke, server.name), name=f"stdio-{server.name}-log"),
             ]
             try:
                 yield pipe
@@ -81,7 +82,7 @@ class _Sender:
             raise ServerFailed(f"the stdio server {self._name} has ended", reason="server_ended") from None
 
 
-async def _read(process: asyncio.subprocess.Process, pipe: Pipe, name: str) -> None:
+async def _read(process: asyncio.subprocess.Process, pipe: Pipe, spoke: asyncio.Event, name: str) -> None:
     assert process.stdout is not None
     why = "has ended"
     try:
@@ -93,6 +94,7 @@ async def _read(process: asyncio.subprocess.Process, pipe: Pipe, name: str) -> N
                 logger.debug("stdio server %s: a line that is no message", name)
                 continue
             if isinstance(message, dict) and message.get("jsonrpc") == "2.0":
+                spoke.set()
                 pipe.arrived(message)
     except ValueError:
         why = "sent a line that is too long"
@@ -101,12 +103,16 @@ async def _read(process: asyncio.subprocess.Process, pipe: Pipe, name: str) -> N
         pass
 
 
-async def _log(process: asyncio.subprocess.Process, patterns: Patterns, name: str) -> None:
+async def _log(process: asyncio.subprocess.Process, patterns: Patterns, spoke: asyncio.Event, name: str) -> None:
     assert process.stderr is not None
+    text = ""
     with suppress(ValueError):
         while line := await process.stderr.readline():
             text = patterns.redact(line.rstrip())[:_LOGGED].decode("utf-8", "replace")
             logger.debug("stdio server %s: %s", name, text)
+    if text and not spoke.is_set():
+        # Its own reason, or that of bubblewrap, which may make no sandbox here.
+        logger.warning("stdio server %s said no word of MCP; the last that it wrote: %s", name, text)
     # What is longer than a line may be is not logged, but taken: a full pipe would stop the server.
     while await process.stderr.read(1 << 16):
         pass
