@@ -271,9 +271,11 @@ async def _running(found: BrokerSettings, api: Path, stack: AsyncExitStack) -> P
 
 async def _throwaway(found: BrokerSettings, workshop: Path, stack: AsyncExitStack) -> ProxyClient:
     key = Secret(secrets.token_hex(16))
-    home = {"GALLEY_PROXY_HOME": str(workshop / "vault_proxy"), "GALLEY_PROXY_KEY": key.reveal()}
+    # With a key of its own, wherever that of the real one is.
+    own = {"GALLEY_PROXY_HOME": str(workshop / "vault_proxy"), "GALLEY_PROXY_KEY": key.reveal()}
+    environ = {**found.environ, **own, "GALLEY_PROXY_KEY_FILE": ""}
     sockets = Sockets.within(workshop)
-    child = await stack.enter_async_context(Child.open(sockets, {**found.environ, **home}))
+    child = await stack.enter_async_context(Child.open(sockets, environ))
     child.begin("http://localhost")
     return await stack.enter_async_context(ProxyClient.open(sockets, key, child))
 

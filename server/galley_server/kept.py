@@ -24,14 +24,28 @@ def api_key_of(path: Path, chosen: Secret | None) -> Secret:
     return Secret(_kept(path, _KEY, lambda: f"galley_{secrets.token_urlsafe(32)}"))
 
 
-def service_key_of(path: Path, chosen: Secret | None) -> Secret:
+def service_key_of(path: Path, chosen: Secret | Path | None) -> Secret:
     """The vault proxy's key: `chosen`, else the one kept at `path`, made if there is none yet as the proxy makes it.
 
-    Raises ConfigError.
+    `chosen` a path: what somebody else put there for us. Raises ConfigError.
     """
+    if isinstance(chosen, Path):
+        return _given(chosen)
     if chosen is not None:
         return chosen
     return Secret(_kept(path, _KEY, lambda: f"galley_proxy_{secrets.token_urlsafe(32)}"))
+
+
+def _given(path: Path) -> Secret:
+    """Who else may read it is for him to say who put it there; a mounted secret is often a link."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise ConfigError(f"GALLEY_PROXY_KEY_FILE: {path} cannot be read: {error.strerror}") from None
+    if not _KEY.fullmatch(text):
+        raise ConfigError(f"GALLEY_PROXY_KEY_FILE: {path} does not hold one word of 16 or more printable characters")
+    return Secret(text)
 
 
 def home_id_of(path: Path) -> str:

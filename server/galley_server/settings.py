@@ -90,6 +90,7 @@ CATALOGUE: Final = (
     Setting(
         "GALLEY_PROXY_KEY", "`$GALLEY_PROXY_HOME/service_key`", "Key of the vault proxy, if it is not in its home."
     ),
+    Setting("GALLEY_PROXY_KEY_FILE", "", "A file that holds that key, in place of `GALLEY_PROXY_KEY`."),
     Setting(
         "GALLEY_LIMITS",
         "every limit at its default",
@@ -127,11 +128,11 @@ class SandboxSettings:
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """Where the vault proxy is. `sockets` None: it is started here, with this `environ`."""
+    """Where the vault proxy is. `sockets` None: it is started here, with this `environ`. `key` a path: its file."""
 
     home: Path
     sockets: Path | None = None
-    key: Secret | None = None
+    key: Secret | Path | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -233,9 +234,16 @@ def _broker(given: Mapping[str, str], environ: Mapping[str, str]) -> BrokerSetti
     return BrokerSettings(
         home=home,
         sockets=None if choice == "auto" else _folder("GALLEY_BROKER", choice),
-        key=_read(given, "GALLEY_PROXY_KEY", _api_key, None),
+        key=_proxy_key(given),
         environ=_proxys(environ) | {"GALLEY_PROXY_HOME": str(home)},
     )
+
+
+def _proxy_key(given: Mapping[str, str]) -> Secret | Path | None:
+    if "GALLEY_PROXY_KEY" in given and "GALLEY_PROXY_KEY_FILE" in given:
+        raise ConfigError("GALLEY_PROXY_KEY and GALLEY_PROXY_KEY_FILE are both set: set one")
+    file = _read(given, "GALLEY_PROXY_KEY_FILE", _folder, None)
+    return _read(given, "GALLEY_PROXY_KEY", _api_key, None) if file is None else file
 
 
 def _proxys(environ: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from galley_server.errors import ConfigError
-from galley_server.kept import api_key_of, home_id_of
+from galley_server.kept import api_key_of, home_id_of, service_key_of
 from galley_server.secret import Secret
 
 
@@ -25,6 +25,22 @@ def test_the_next_start_keeps_the_key_and_leaves_no_draft(tmp_path: Path) -> Non
 def test_a_key_that_was_set_wins_and_nothing_is_written(tmp_path: Path) -> None:
     assert api_key_of(tmp_path / "api_key", Secret("a" * 20)).reveal() == "a" * 20
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_vault_proxys_key_may_be_mounted_for_us(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("mounted-key-0123456\n")
+    (tmp_path / "key").symlink_to("there")
+    assert service_key_of(tmp_path / "none", tmp_path / "key").reveal() == "mounted-key-0123456"
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("content", [None, "canary", "canary canary canary canary"])
+def test_a_mounted_key_that_is_none_is_refused_and_not_shown(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "key").write_text(content)
+    with pytest.raises(ConfigError, match="GALLEY_PROXY_KEY_FILE") as caught:
+        service_key_of(tmp_path / "none", tmp_path / "key")
+    assert "canary" not in str(caught.value)
 
 
 def test_a_key_that_others_can_read_is_refused_with_the_command(tmp_path: Path) -> None:

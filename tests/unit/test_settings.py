@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from galley_server.errors import ConfigError
+from galley_server.secret import Secret
 from galley_server.settings import CATALOGUE, Limits, Settings
 
 
@@ -85,6 +86,7 @@ def test_limits_are_set_and_lifted_by_name() -> None:
         ("GALLEY_BROKER", "on", "absolute path"),
         ("GALLEY_PROXY_HOME", "proxy", "absolute path"),
         ("GALLEY_PROXY_KEY", "short", "16 or more"),
+        ("GALLEY_PROXY_KEY_FILE", "key", "absolute path"),
         ("GALLEY_LOG_LEVEL", "loud", "debug, info, warning or error"),
     ],
 )
@@ -138,6 +140,11 @@ def test_a_vault_proxy_is_started_unless_something_else_is_said() -> None:
     beside = read(GALLEY_BROKER="/run/proxy", GALLEY_PROXY_HOME="/srv/proxy", GALLEY_PROXY_KEY="x" * 16).broker
     assert beside is not None
     assert (beside.home, beside.sockets) == (Path("/srv/proxy"), Path("/run/proxy"))
-    assert beside.key is not None
+    assert isinstance(beside.key, Secret)
     assert beside.key.reveal() == "x" * 16
+    from_file = read(GALLEY_BROKER="/run/proxy", GALLEY_PROXY_KEY_FILE="/run/key").broker
+    assert from_file is not None
+    assert from_file.key == Path("/run/key")
+    with pytest.raises(ConfigError, match="both set"):
+        read(GALLEY_PROXY_KEY="x" * 16, GALLEY_PROXY_KEY_FILE="/run/key")
     assert "https://v" not in repr(found)
