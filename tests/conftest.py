@@ -1,7 +1,7 @@
 """Fixtures every tier shares, and the rule for what a machine may lack.
 
-A test marked `docker`, `bubblewrap` or `node` is skipped, with the reason, where that is missing. Where it is named in
-GALLEY_REQUIRE_BACKENDS (as in CI) the same test fails instead, whatever made it skip.
+A test marked with one of BACKENDS, e.g. `docker`, is skipped, with the reason, where that is missing. Where it is named
+in GALLEY_REQUIRE_BACKENDS (as in CI) the same test fails instead, whatever made it skip.
 """
 
 import functools
@@ -46,6 +46,19 @@ def _no_bubblewrap() -> str | None:
 
 
 @functools.cache
+def _no_compose() -> str | None:
+    if shutil.which("docker") is None:
+        return "docker is not installed"
+    run = subprocess.run(["docker", "compose", "version"], capture_output=True, text=True, timeout=20)
+    return f"docker has no compose: {run.stderr.strip()[:100]}" if run.returncode else None
+
+
+@functools.cache
+def _no_systemd() -> str | None:
+    return None if shutil.which("systemd-analyze") else "systemd-analyze is not installed"
+
+
+@functools.cache
 def _no_node() -> str | None:
     if shutil.which("node") is None or shutil.which("npm") is None:
         return "node or npm is not installed"
@@ -58,6 +71,8 @@ BACKENDS: Final[Mapping[str, Callable[[], str | None]]] = {
     "docker": _no_docker,
     "bubblewrap": _no_bubblewrap,
     "node": _no_node,
+    "compose": _no_compose,
+    "systemd": _no_systemd,
 }
 
 

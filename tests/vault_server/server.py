@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tests.vault_server.answers import Failure, Json, Reply, Unsupported, seconds
+from tests.vault_server.answers import Failure, Json, Reply, Unsupported, only, seconds
 from tests.vault_server.engines import DeletedVersion
 from tests.vault_server.namespace import Namespace
 
@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 VERSION: Final = "2.6.2"
 _METHODS: Final = {"GET": "read", "LIST": "list", "DELETE": "delete", "POST": "update", "PUT": "update"}
+UNSEAL_KEY: Final = "0f" * 33
 _MAX_BODY: Final = 1 << 20
 
 # What is wrong with the server as a whole. `audit_full`: health says that all is well.
@@ -163,6 +164,8 @@ class TestVault:
             raise Unsupported("a request that takes compressed answers")
         if path == "sys/health":
             return self._health(request)
+        if path in ("sys/init", "sys/unseal", "sys/seal-status"):
+            return self._opening(request.method, path, body)
         if self.statuses:
             return JSONResponse({"errors": ["internal error"]}, self.statuses.pop(0))
         troubled = self._troubled()
@@ -202,6 +205,28 @@ class TestVault:
             },
             status,
         )
+
+    def _opening(self, method: str, path: str, body: Json) -> Response:
+        """Initialising and unsealing, by one key."""
+        match method, path:
+            case "GET", "sys/seal-status":
+                pass
+            case "PUT", "sys/init":
+                if self.trouble != "uninitialised":
+                    raise Failure(400, "Vault is already initialized")
+                if body != {"secret_shares": 1, "secret_threshold": 1}:
+                    raise Unsupported("more than one key")
+                self.trouble = "sealed"
+                return JSONResponse({"keys": [UNSEAL_KEY], "keys_base64": [], "root_token": self.root_token})
+            case "PUT", "sys/unseal":
+                only(body, "key")
+                if body.get("key") != UNSEAL_KEY:
+                    raise Failure(400, "'key' must be a valid hex or base64 string")
+                self.trouble = None if self.trouble == "sealed" else self.trouble
+            case _:
+                raise Unsupported(f"{method} {path}")
+        sealed = self.trouble in ("sealed", "uninitialised")
+        return JSONResponse({"initialized": self.trouble != "uninitialised", "sealed": sealed, "t": 1, "n": 1})
 
     def _troubled(self) -> Response | None:
         match self.trouble:
