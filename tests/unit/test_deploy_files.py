@@ -237,7 +237,9 @@ def test_systemd_finds_nothing_wrong_with_the_unit_and_much_that_is_right(tmp_pa
             drop_in.mkdir()
             shutil.copy(SYSTEMD / "stdio-servers.conf", drop_in)
         seen = analyze("verify", str(unit))
-        assert (seen.returncode, seen.stdout + seen.stderr) == (0, "")
+        # The machine's own units may have faults too.
+        ours = [line for line in (seen.stdout + seen.stderr).splitlines() if "galley" in line or "stdio-" in line]
+        assert (seen.returncode, ours) == (0, [])
         found = re.search(r"exposure level for \S+: ([0-9.]+)", analyze("security", "--offline=true", str(unit)).stdout)
         assert found is not None
         assert float(found[1]) <= most
