@@ -7,8 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,7 @@ from galley_server.brain.model import MessagesModel
 from galley_server.brain.runner import Workplace
 from galley_server.broker.broker import Broker, open_broker
 from galley_server.drivers import MakeDrivers, drivers_of, limits_of
-from galley_server.errors import ConfigError
+from galley_server.errors import ConfigError, ungrouped
 from galley_server.hands.nowhere import Nowhere
 from galley_server.hands.sandboxes import SandboxHands
 from galley_server.home import run_dir, socket_to_bind
@@ -95,7 +95,7 @@ class Kitchen:
 def serve(settings: Settings, listen: Listen, drivers: MakeDrivers = drivers_of) -> int:
     """Run until SIGTERM, SIGINT or SIGHUP, or until nobody needs it. The exit status."""
     _log_to_stderr(settings)
-    with _one_error(), asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with ungrouped(), asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_serve(settings, listen, drivers))
     return 0
 
@@ -261,15 +261,3 @@ def _log_to_stderr(settings: Settings) -> None:
     )
     for name in ("galley_server", "galley_sandbox"):
         logging.getLogger(name).setLevel(settings.log_level.upper())
-
-
-@contextmanager
-def _one_error() -> Iterator[None]:
-    """An error that left a task group alone, as itself: `__main__` has a line for each kind."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        raise error from None

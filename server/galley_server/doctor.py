@@ -31,7 +31,7 @@ from galley_server.broker.client import Neighbour, ProxyClient
 from galley_server.broker.place import API_SOCKET, Sockets
 from galley_server.drivers import drivers_of
 from galley_server.errors import ChainBroken, ConfigError, Unavailable
-from galley_server.home import socket_to_dial
+from galley_server.home import answers, socket_to_dial
 from galley_server.kept import service_key_of
 from galley_server.log.chain import ChainKey
 from galley_server.log.verify import reading, session_ids, verify
@@ -261,7 +261,7 @@ async def _broker(settings: Settings, workshop: Path) -> list[Finding]:
 def _api_socket(home: Path) -> Path | None:
     """Of the vault proxy that the server of this home runs, if one does. Makes no home."""
     found = socket_to_dial(home, API_SOCKET) if home.exists() else None
-    return found if found is not None and found.is_socket() else None
+    return found if answers(found) else None
 
 
 async def _running(found: BrokerSettings, api: Path, stack: AsyncExitStack) -> ProxyClient:

@@ -22,6 +22,8 @@ What goes wrong in a sandbox is in `galley_sandbox.errors`, a tree of its own.
 The table at https://platform.claude.com/docs/en/api/errors is the source of the statuses and types.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -131,3 +133,15 @@ class ChainBroken(LogError):
         super().__init__(f"{session_id}: row {seq}: {reason}")
         self.seq = seq
         self.reason = reason
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """An error that leaves task groups alone leaves as itself: that there were groups is nobody's business."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None

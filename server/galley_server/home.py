@@ -1,6 +1,7 @@
 """Where a Galley home is, and which socket in it is the server's. Standard library only: the stdio shim imports it."""
 
 import os
+import socket
 import stat
 import sys
 from collections.abc import Mapping
@@ -80,6 +81,14 @@ def socket_to_dial(home: Path, name: str = SOCKET) -> Path | None:
     run = run_dir(home)
     direct = run / name
     return direct if len(os.fsencode(direct)) <= SOCKET_PATH_LIMIT else _pointed_at(run, name)
+
+
+def answers(socket_path: Path | None) -> bool:
+    """Whether anybody listens there. A file alone says nothing: it outlives a server that was killed."""
+    if socket_path is None:
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(os.fspath(socket_path)) == 0
 
 
 def _pointed_at(run: Path, name: str) -> Path | None:

@@ -34,7 +34,7 @@ async def examine(home: Path, *words: str, **settings: str) -> tuple[int, str]:
         env=environment(home, **settings),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.DEVNULL if "--json" in words else subprocess.STDOUT,
     )
     async with asyncio.timeout(90):
         shown, _ = await process.communicate()
@@ -110,3 +110,35 @@ async def test_without_any_sandbox_it_says_how_to_get_one(tmp_path: Path) -> Non
     _, shown = await examine(tmp_path / "home", PATH=str(tmp_path / "bin"))
     failed = shown.partition("FAIL  sandbox bubblewrap")[2]
     assert "apt-get install bubblewrap" in failed or "apt install bubblewrap" in failed
+
+
+async def test_the_vault_proxy_is_tried_where_none_runs_and_asked_where_one_does(tmp_path: Path, endpoint: str) -> None:
+    settings = {
+        "GALLEY_MODEL_BASE_URL": endpoint,
+        "GALLEY_MODEL_API_KEY": KEY,
+        "GALLEY_MODEL": "scripted-1",
+        "GALLEY_BROKER": "auto",
+    }
+    home = tmp_path / "home"
+    assert (await proxy_finding(home, **settings))["detail"] == "one was started, and was ready"
+    assert not home.exists()
+    async with served(home, **settings):
+        assert (await proxy_finding(home, **settings))["detail"] == "it is ready"
+
+
+async def test_a_vault_proxy_that_cannot_work_is_a_failure_with_its_fix(tmp_path: Path) -> None:
+    missing = {"GALLEY_PROXY_CONFIG": str(tmp_path / "missing.toml"), "GALLEY_PROXY_KEY": "planted-key-0123456789"}
+    found = await proxy_finding(tmp_path / "home", GALLEY_BROKER="auto", **missing)
+    assert found["verdict"] == "fail"
+    assert "missing.toml" in found["detail"]
+    assert found["fix"]
+    assert "planted-key" not in str(found)
+    nobody = await proxy_finding(tmp_path / "home", GALLEY_BROKER=str(tmp_path / "nobody"), **missing)
+    assert nobody["verdict"] == "fail"
+    assert nobody["fix"]
+
+
+async def proxy_finding(home: Path, **settings: str) -> dict[str, str]:
+    _, shown = await examine(home, "--json", **settings)
+    (found,) = [one for one in json.loads(shown) if one["subject"] == "vault proxy"]
+    return found  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final, Self
 
 from galley_server.broker.place import Sockets
-from galley_server.errors import Unavailable
+from galley_server.errors import Unavailable, ungrouped
 
 _READY_S: Final = 30.0
 _AGAIN_S: Final = (0.2, 1.0, 5.0, 15.0)
@@ -42,12 +42,13 @@ class Child:
     async def open(cls, sockets: Sockets, environ: Mapping[str, str]) -> AsyncIterator[Self]:
         """`begin` starts it, in the background. `environ` is all that it gets of the environment."""
         child = cls(serve_command(sockets), environ)
-        async with asyncio.TaskGroup() as tasks:
-            keeping = tasks.create_task(child._keep(), name="vault-proxy")
-            try:
-                yield child
-            finally:
-                keeping.cancel()
+        with ungrouped():
+            async with asyncio.TaskGroup() as tasks:
+                keeping = tasks.create_task(child._keep(), name="vault-proxy")
+                try:
+                    yield child
+                finally:
+                    keeping.cancel()
 
     def begin(self, url: str) -> None:
         """Start it, once this server can be reached at `url`, to which the proxy has browsers sent."""

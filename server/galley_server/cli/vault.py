@@ -1,7 +1,6 @@
 """`galley vault`: vaults of the running server, and logins at MCP servers, whose tokens go into one of them."""
 
 import argparse
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from galley_vault_proxy.secret import Secret as ProxySecret
 
 from galley_server.broker.place import API_SOCKET
 from galley_server.errors import ConfigError, GalleyError
-from galley_server.home import socket_to_dial
+from galley_server.home import answers, socket_to_dial
 from galley_server.kept import api_key_of, service_key_of
 from galley_server.settings import Settings
 from galley_server.state import StateFiles
@@ -105,7 +104,7 @@ def _where(environ: Mapping[str, str]) -> Where:
     if broker is None:
         raise ConfigError("GALLEY_BROKER is off: this server has no vaults")
     path = _of_the_server(files.home) if broker.sockets is None else broker.sockets / API_SOCKET
-    if path is None or not _answers(path):
+    if path is None or not answers(path):
         raise VaultFailed(f"no vault proxy runs for {settings.home}: start `galley serve` first")
     key = service_key_of(broker.home / "service_key", broker.key)
     return Where("http://localhost", ProxySecret(key.reveal()), httpx2.HTTPTransport(uds=str(path)))
@@ -116,16 +115,9 @@ def _of_the_server(home: Path) -> Path | None:
     until = time.monotonic() + _START_S
     while True:
         path = socket_to_dial(home, API_SOCKET)
-        if _answers(path) or not _answers(socket_to_dial(home)) or time.monotonic() > until:
+        if answers(path) or not answers(socket_to_dial(home)) or time.monotonic() > until:
             return path
         time.sleep(0.1)
-
-
-def _answers(path: Path | None) -> bool:
-    if path is None:
-        return False
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 def _list(where: Where) -> None:

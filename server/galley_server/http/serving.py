@@ -13,7 +13,7 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from galley_server.errors import ConfigError
+from galley_server.errors import ConfigError, ungrouped
 from galley_server.http.protocol import Protocol
 
 _BACKLOG: Final = 2048
@@ -83,7 +83,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 @asynccontextmanager
 async def _running(server: "_Server", sockets: list[socket.socket]) -> AsyncIterator[None]:
-    try:
+    with ungrouped():
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=sockets), name="uvicorn")
             await server.ready.wait()
@@ -93,11 +93,6 @@ async def _running(server: "_Server", sockets: list[socket.socket]) -> AsyncIter
                 server.should_exit = True
                 await asyncio.wait([serving])
                 server.abort()
-    except BaseExceptionGroup as group:
-        # What the block raised leaves as it was: the group is an implementation detail.
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from None
-        raise
 
 
 class _Server(uvicorn.Server):
