@@ -27,6 +27,7 @@ TOOLS = {
     "create_agent",
     "list_environments",
     "create_environment",
+    "list_vaults",
     "create_session",
     "send_message",
     "read_events",

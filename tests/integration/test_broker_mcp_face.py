@@ -34,6 +34,8 @@ async def test_an_agent_gets_a_server_a_vault_and_a_host_and_its_calls_are_confi
 
         agent = await caller("create_agent", name="cook", model="scripted-1", mcp_servers={"up": upstream.url})
         assert agent["mcp_servers"] == ["up"]
+        listed = await caller("list_vaults")
+        assert listed == {"vaults": [{"id": vault, "name": "Alice", "opens": [upstream.url]}]}
         environment = await caller("create_environment", name="narrow", allowed_hosts=["127.0.0.3"])
         made = await caller("create_session", agent_id=agent["id"], environment_id=environment["id"], vault_ids=[vault])
         session = made["session_id"]
@@ -69,11 +71,13 @@ async def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         assert "ftp" not in said.partition("mcp_servers")[0]
         assert "allowed_hosts" in await caller.fails("create_environment", name="n", allowed_hosts=["https://x/y"])
         assert "vault" in await caller.fails("create_session", vault_ids=["vlt_none"])
+        assert "page" in await caller.fails("list_vaults", page="no page of ours")
 
 
 async def test_without_a_vault_proxy_vaults_are_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
     async with house(tmp_path, environ={"GALLEY_BROKER": "off"}) as galley, calling(galley) as caller:
         assert "GALLEY_BROKER" in await caller.fails("create_session", vault_ids=["vlt_1"])
+        assert "GALLEY_BROKER" in await caller.fails("list_vaults")
         agent = await caller("create_agent", name="cook", model="scripted-1", mcp_servers={"up": "https://example.com"})
         made = await caller("create_session", agent_id=agent["id"])
         galley.script.add(say("hello"))

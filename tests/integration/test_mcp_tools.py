@@ -26,6 +26,7 @@ NAMES = {
     "create_agent",
     "list_environments",
     "create_environment",
+    "list_vaults",
     "create_session",
     "send_message",
     "read_events",

@@ -1,11 +1,12 @@
 """The vault proxy and everything of this server that talks to it, put together."""
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlencode
 
 from galley_server.broker.child import Child
 from galley_server.broker.client import Neighbour, ProxyClient
@@ -16,6 +17,7 @@ from galley_server.broker.servers import DoorServers
 from galley_server.errors import ConfigError, InvalidRequest, NotFound
 from galley_server.home import require_private, socket_to_bind
 from galley_server.kept import service_key_of
+from galley_server.runtime.ports import VaultPage, VaultSummary
 from galley_server.secret import Secret
 from galley_server.settings import BrokerSettings
 
@@ -42,6 +44,18 @@ class ProxyVaults:
                 raise missing from None
             if vault.get("archived_at") is not None:
                 raise InvalidRequest(f"vault_ids.{index}: {vault_id} is archived; no new session can use it")
+
+    async def list(self, *, limit: int, page: str | None) -> VaultPage:
+        query = urlencode({"limit": limit, **({} if page is None else {"page": page})})
+        found = await self._client.ask("GET", f"/v1/vaults?{query}")
+        return VaultPage(tuple([await self._summary(vault) for vault in found["data"]]), found["next_page"])
+
+    async def _summary(self, vault: Mapping[str, Any]) -> VaultSummary:
+        # A vault holds at most twenty.
+        held = (await self._client.ask("GET", f"/v1/vaults/{vault['id']}/credentials?limit=100"))["data"]
+        auths = [one["auth"] for one in held]
+        opens = tuple(str(auth.get("mcp_server_url") or auth.get("secret_name")) for auth in auths)
+        return VaultSummary(vault["id"], vault["display_name"], opens)
 
     async def changed(self, session_id: str) -> None:
         await self._grants.changed(session_id)

@@ -72,6 +72,20 @@ class EnvironmentsOut(Output):
     next_page: str | None = None
 
 
+class VaultOut(Output):
+    """A vault: credentials that sessions use without ever seeing them. None is ever shown here either."""
+
+    id: str
+    name: str
+    opens: list[str]
+    """URLs of MCP servers, and variables of the sandbox, that it has a credential for."""
+
+
+class VaultsOut(Output):
+    vaults: list[VaultOut]
+    next_page: str | None = None
+
+
 class FileOut(Output):
     """A stored file. Give its id to create_session to put it into a sandbox."""
 
@@ -204,6 +218,12 @@ class CatalogueTools:
         )
         made = await self._runtime.environments.create(request, once=once)
         return EnvironmentOut(id=made.id, name=made.name, description=made.description)
+
+    async def list_vaults(self, limit: Limit = 20, page: PageCursor = None) -> VaultsOut:
+        """List the vaults whose credentials sessions can be given, newest first. `galley vault` fills them."""
+        found = await self._runtime.vaults.list(limit=limit, page=page)
+        shown = [VaultOut(id=one.id, name=one.name, opens=list(one.opens)) for one in found.data]
+        return VaultsOut(vaults=shown, next_page=found.next_page)
 
     async def upload_file(
         self,

@@ -23,6 +23,7 @@ def tools_of(runtime: Runtime) -> list[Tool]:
         GalleyTool.of(catalogue.create_agent, title="Create agent", effect="adds"),
         GalleyTool.of(catalogue.list_environments, title="List environments", effect="reads"),
         GalleyTool.of(catalogue.create_environment, title="Create environment", effect="adds"),
+        GalleyTool.of(catalogue.list_vaults, title="List vaults", effect="reads"),
         GalleyTool.of(catalogue.upload_file, title="Upload file", effect="adds"),
         GalleyTool.of(catalogue.download_file, title="Download file", effect="reads"),
     ]

@@ -29,6 +29,21 @@ class Releaser(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class VaultSummary:
+    """`opens`: for each credential the MCP server, or the variable of the sandbox, that it is for."""
+
+    id: str
+    name: str
+    opens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VaultPage:
+    data: tuple[VaultSummary, ...]
+    next_page: str | None
+
+
 class Vaults(Protocol):
     """The vault proxy, as seen from the sessions."""
 
@@ -44,6 +59,10 @@ class Vaults(Protocol):
         """
         ...
 
+    async def list(self, *, limit: int, page: str | None) -> VaultPage:
+        """Those that new sessions can use, newest first. Raises RequestError in the vault proxy's words."""
+        ...
+
     async def changed(self, session_id: str) -> None:
         """The session's agent was given other servers or tools. Never raises."""
         ...
@@ -57,6 +76,9 @@ class NoVaults:
     async def check(self, vault_ids: Sequence[str]) -> None:
         if vault_ids:
             raise InvalidRequest("vault_ids: this server runs without a vault proxy (GALLEY_BROKER=off)")
+
+    async def list(self, *, limit: int, page: str | None) -> VaultPage:
+        raise InvalidRequest("this server runs without a vault proxy (GALLEY_BROKER=off)")
 
     async def changed(self, session_id: str) -> None:
         return None

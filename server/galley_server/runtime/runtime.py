@@ -45,6 +45,7 @@ class Runtime:
         once = Once(database)
         log.watch(wakes(brain))
         self.settings = settings
+        self.vaults = vaults or NoVaults()
         self.files = files
         self.models = Models(directory, default_model=settings.model.default)
         self.agents = Agents(database, once, default_model=settings.model.default, clock=clock)
@@ -57,7 +58,7 @@ class Runtime:
             environments=self.environments,
             files=files,
             hands=hands,
-            vaults=vaults or NoVaults(),
+            vaults=self.vaults,
             clock=clock,
         )
         self.events = Events(log, summaries, once, files=files, clock=clock)
