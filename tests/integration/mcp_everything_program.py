@@ -12,10 +12,11 @@ import json
 import os
 import socket
 import sys
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeAlias
 
 import uvicorn
-from mcp.server import MCPServer
+from mcp.server import MCPServer, NotificationOptions
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.prompts.base import UserMessage
@@ -93,7 +94,29 @@ class Choices(BaseModel):
     legacyEnum: str = Field(json_schema_extra={"enum": ["opt1", "opt2"], "enumNames": ["One", "Two"]})
 
 
+ADDRESS = {"street": {"type": "string"}, "city": {"type": "string"}}
+SCHEMA_2020_12: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "$defs": {"address": {"$anchor": "addressDef", "type": "object", "properties": ADDRESS}},
+    "properties": {
+        "name": {"type": "string"},
+        "address": {"$ref": "#/$defs/address"},
+        "contactMethod": {"type": "string", "enum": ["phone", "email"]},
+        "phone": {"type": "string"},
+        "email": {"type": "string"},
+    },
+    "allOf": [{"anyOf": [{"required": ["phone"]}, {"required": ["email"]}]}],
+    "if": {"properties": {"contactMethod": {"const": "phone"}}, "required": ["contactMethod"]},
+    "then": {"required": ["phone"]},
+    "else": {"required": ["email"]},
+    "additionalProperties": False,
+}
+
 server = MCPServer(name="everything", version="1.0.0", instructions="Try every tool.")
+
+
+Question: TypeAlias = ElicitRequest | CreateMessageRequest | ListRootsRequest
 
 
 def text(value: str) -> TextContent:
@@ -203,36 +226,62 @@ async def test_tool_with_progress(ctx: Context) -> str:
     return "done"
 
 
+async def asked(ctx: Context, **questions: Question) -> dict[str, Any] | InputRequiredResult:
+    """The answers to these questions, or in the newer era what the client needs to be asked first."""
+    if ctx.protocol_version == "2026-07-28":
+        given = dict(ctx.input_responses or {})
+        left = {key: question for key, question in questions.items() if key not in given}
+        return given if not left else InputRequiredResult(input_requests=left)
+    return {key: await older_answer(ctx, question) for key, question in questions.items()}
+
+
+async def older_answer(ctx: Context, question: Question) -> Any:
+    match question:
+        case ElicitRequest(params=ElicitRequestFormParams() as asks):
+            return await ctx.session.elicit_form(asks.message, asks.requested_schema, ctx.request_id)
+        case CreateMessageRequest(params=asks):
+            return await ctx.session.create_message(
+                asks.messages, max_tokens=asks.max_tokens, related_request_id=ctx.request_id
+            )
+        case _:
+            return await ctx.session.list_roots()
+
+
+def form_of(message: str, fields: type[BaseModel]) -> ElicitRequest:
+    schema = fields.model_json_schema()
+    return ElicitRequest(params=ElicitRequestFormParams(message=message, requested_schema=schema))
+
+
+def user_said(answer: Any) -> str:
+    return f"action={answer.action}, content={json.dumps(answer.content or {}, separators=(',', ':'))}"
+
+
 @server.tool()
-async def test_sampling(prompt: str, ctx: Context) -> str:
+async def test_sampling(prompt: str, ctx: Context) -> str | InputRequiredResult:
     """Asks the client's model"""
-    message = SamplingMessage(role="user", content=text(prompt))
-    result = await ctx.session.create_message(messages=[message], max_tokens=100, related_request_id=ctx.request_id)
-    return f"LLM response: {getattr(result.content, 'text', 'none')}"
+    got = await asked(ctx, model=sample(prompt))
+    return got if isinstance(got, InputRequiredResult) else f"LLM response: {getattr(got['model'].content, 'text', '')}"
 
 
 @server.tool()
-async def test_elicitation(message: str, ctx: Context) -> str:
+async def test_elicitation(message: str, ctx: Context) -> str | InputRequiredResult:
     """Asks the user"""
-    result = await ctx.elicit(message=message, schema=Tenth)
-    content = result.data.model_dump_json() if result.action == "accept" else "{}"
-    return f"User response: action={result.action}, content={content}"
+    got = await asked(ctx, user=form_of(message, Tenth))
+    return got if isinstance(got, InputRequiredResult) else f"User response: {user_said(got['user'])}"
 
 
 @server.tool()
-async def test_elicitation_sep1034_defaults(ctx: Context) -> str:
+async def test_elicitation_sep1034_defaults(ctx: Context) -> str | InputRequiredResult:
     """Asks the user, with defaults"""
-    result = await ctx.elicit(message="Please provide user information", schema=Defaults)
-    content = result.data.model_dump_json() if result.action == "accept" else "{}"
-    return f"Elicitation completed: action={result.action}, content={content}"
+    got = await asked(ctx, user=form_of("Please provide user information", Defaults))
+    return got if isinstance(got, InputRequiredResult) else f"Elicitation completed: {user_said(got['user'])}"
 
 
 @server.tool()
-async def test_elicitation_sep1330_enums(ctx: Context) -> str:
+async def test_elicitation_sep1330_enums(ctx: Context) -> str | InputRequiredResult:
     """Asks the user to choose"""
-    result = await ctx.elicit(message="Please choose", schema=Choices)
-    content = result.data.model_dump_json() if result.action == "accept" else "{}"
-    return f"Elicitation completed: action={result.action}, content={content}"
+    got = await asked(ctx, user=form_of("Please choose", Choices))
+    return got if isinstance(got, InputRequiredResult) else f"Elicitation completed: {user_said(got['user'])}"
 
 
 @server.tool()
@@ -257,10 +306,29 @@ async def json_schema_2020_12_tool(
     return name or ""
 
 
+json_schema_2020_12 = server._tool_manager.get_tool("json_schema_2020_12_tool")
+assert json_schema_2020_12 is not None
+json_schema_2020_12.parameters = SCHEMA_2020_12
+
+
+@server.tool()
+async def test_x_mcp_header(
+    region: Annotated[str, Field(json_schema_extra={"x-mcp-header": "Region"})],
+) -> str:
+    """Takes an argument that a header repeats"""
+    return f"in {region}"
+
+
+async def told_the_older_way(ctx: Context, tell: Callable[[], Awaitable[None]]) -> None:
+    if ctx.protocol_version != "2026-07-28":
+        await tell()
+
+
 @server.tool()
 async def test_trigger_tool_change(ctx: Context) -> str:
     """Says that the tools have changed"""
     await ctx.notify_tools_changed()
+    await told_the_older_way(ctx, ctx.session.send_tool_list_changed)
     return "told"
 
 
@@ -268,6 +336,7 @@ async def test_trigger_tool_change(ctx: Context) -> str:
 async def test_trigger_prompt_change(ctx: Context) -> str:
     """Says that the prompts have changed"""
     await ctx.notify_prompts_changed()
+    await told_the_older_way(ctx, ctx.session.send_prompt_list_changed)
     return "told"
 
 
@@ -280,99 +349,86 @@ async def test_missing_capability(ctx: Context) -> str:
     return "sampled"
 
 
-def accepted(ctx: Context, key: str) -> dict[str, Any] | None:
-    found = (ctx.input_responses or {}).get(key)
-    content = getattr(found, "content", None)
-    return content if isinstance(content, dict) else None
+def content_of(answer: Any) -> dict[str, Any]:
+    found = getattr(answer, "content", None)
+    return found if isinstance(found, dict) else {}
 
 
 @server.tool()
 async def test_streaming_elicitation(ctx: Context) -> str | InputRequiredResult:
     """Reports and then asks"""
     await ctx.report_progress(1, 2, "asking")
-    if accepted(ctx, "answer") is None:
-        return InputRequiredResult(input_requests={"answer": form("An answer?")})
-    return "answered"
+    got = await asked(ctx, answer=form("An answer?"))
+    return got if isinstance(got, InputRequiredResult) else "answered"
 
 
 @server.tool()
 async def test_input_required_result_elicitation(ctx: Context) -> str | InputRequiredResult:
     """Asks for a name"""
-    content = accepted(ctx, "user_name")
-    if content is None:
-        return InputRequiredResult(input_requests={"user_name": form("What is your name?")})
-    return f"Hello, {content.get('name')}!"
+    got = await asked(ctx, user_name=form("What is your name?"))
+    return got if isinstance(got, InputRequiredResult) else f"Hello, {content_of(got['user_name']).get('name')}!"
 
 
 @server.tool()
 async def test_input_required_result_sampling(ctx: Context) -> str | InputRequiredResult:
     """Asks the client's model"""
-    if "capital_question" not in (ctx.input_responses or {}):
-        return InputRequiredResult(input_requests={"capital_question": sample("What is the capital of France?")})
-    return "The model has said it."
+    got = await asked(ctx, capital_question=sample("What is the capital of France?"))
+    return got if isinstance(got, InputRequiredResult) else "The model has said it."
 
 
 @server.tool()
 async def test_input_required_result_list_roots(ctx: Context) -> str | InputRequiredResult:
     """Asks for the roots"""
-    if "client_roots" not in (ctx.input_responses or {}):
-        return InputRequiredResult(input_requests={"client_roots": ListRootsRequest()})
-    return "The roots are known."
+    got = await asked(ctx, client_roots=ListRootsRequest())
+    return got if isinstance(got, InputRequiredResult) else "The roots are known."
 
 
 @server.tool()
 async def test_input_required_result_request_state(ctx: Context) -> str | InputRequiredResult:
     """Keeps its state with the client"""
-    if accepted(ctx, "confirm") is None:
-        return InputRequiredResult(input_requests={"confirm": form("Sure?", "ok")}, request_state="asked once")
-    return f"state-ok: {ctx.request_state}"
+    return with_state(await asked(ctx, confirm=form("Sure?", "ok")), "asked once", f"state-ok: {ctx.request_state}")
 
 
 @server.tool()
 async def test_input_required_result_tampered_state(ctx: Context) -> str | InputRequiredResult:
     """Keeps its state with the client"""
-    if accepted(ctx, "confirm") is None:
-        return InputRequiredResult(input_requests={"confirm": form("Sure?", "ok")}, request_state="precious")
-    return "state-ok"
+    return with_state(await asked(ctx, confirm=form("Sure?", "ok")), "precious", "state-ok")
 
 
 @server.tool()
 async def test_input_required_result_multiple_inputs(ctx: Context) -> str | InputRequiredResult:
     """Asks for three things at once"""
-    if len(ctx.input_responses or {}) < 3:
-        return InputRequiredResult(
-            input_requests={
-                "user_name": form("What is your name?"),
-                "greeting": sample("Greet."),
-                "client_roots": ListRootsRequest(),
-            },
-            request_state="three",
-        )
-    return "all three"
+    got = await asked(
+        ctx, user_name=form("What is your name?"), greeting=sample("Greet."), client_roots=ListRootsRequest()
+    )
+    return with_state(got, "three", "all three")
 
 
 @server.tool()
 async def test_input_required_result_multi_round(ctx: Context) -> str | InputRequiredResult:
     """Asks twice"""
-    if ctx.request_state is None:
-        return InputRequiredResult(input_requests={"step1": form("What is your name?")}, request_state="1")
-    if ctx.request_state == "1":
-        return InputRequiredResult(input_requests={"step2": form("Favourite colour?", "color")}, request_state="2")
-    return "asked twice"
+    if ctx.request_state != "2":
+        first = await asked(ctx, step1=form("What is your name?"))
+        if isinstance(first, InputRequiredResult):
+            return with_state(first, "1", "")
+    return with_state(await asked(ctx, step2=form("Favourite colour?", "color")), "2", "asked twice")
+
+
+def with_state(got: dict[str, Any] | InputRequiredResult, state: str, done: str) -> str | InputRequiredResult:
+    return got.model_copy(update={"request_state": state}) if isinstance(got, InputRequiredResult) else done
 
 
 @server.tool()
 async def test_input_required_result_capabilities(ctx: Context) -> str | InputRequiredResult:
     """Asks what the client can answer"""
-    if ctx.input_responses:
-        return "answered"
     declared = ctx.client_capabilities or ClientCapabilities()
-    asked: dict[str, Any] = {}
+    questions: dict[str, Question] = {}
     if declared.sampling is not None:
-        asked["sampled"] = sample("Say something.")
+        questions["sampled"] = sample("Say something.")
     if declared.elicitation is not None:
-        asked["told"] = form("Say something.")
-    return InputRequiredResult(input_requests=asked) if asked else "nothing to ask"
+        questions["told"] = form("Say something.")
+    got = await asked(ctx, **questions)
+    return got if isinstance(got, InputRequiredResult) else "answered"
 
 
 @server.resource("test://static-text", mime_type="text/plain")
@@ -420,12 +476,12 @@ def test_prompt_with_image() -> list[UserMessage]:
 
 
 @server.prompt()
-def test_input_required_result_prompt(ctx: Context) -> list[UserMessage] | InputRequiredResult:
+async def test_input_required_result_prompt(ctx: Context) -> list[UserMessage] | InputRequiredResult:
     """A prompt that asks first"""
-    content = accepted(ctx, "user_context")
-    if content is None:
-        return InputRequiredResult(input_requests={"user_context": form("In which context?", "context")})
-    return [UserMessage(f"In the context {content.get('context')}")]
+    got = await asked(ctx, user_context=form("In which context?", "context"))
+    if isinstance(got, InputRequiredResult):
+        return got
+    return [UserMessage(f"In the context {content_of(got['user_context']).get('context')}")]
 
 
 @server.completion()  # type: ignore[no-untyped-call, untyped-decorator]
@@ -451,6 +507,9 @@ def older_methods() -> None:
     low.add_request_handler("resources/subscribe", SubscribeRequestParams, _subscribe)
     low.add_request_handler("resources/unsubscribe", UnsubscribeRequestParams, _unsubscribe)
     low.add_request_handler("logging/setLevel", SetLevelRequestParams, _set_level)
+    # It tells older clients of no change unless it is asked to.
+    options = low.create_initialization_options
+    low.create_initialization_options = lambda *_: options(NotificationOptions(True, True, True))  # type: ignore[method-assign]
 
 
 def main() -> None:

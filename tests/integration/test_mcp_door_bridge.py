@@ -12,10 +12,11 @@ import httpx2
 import psutil
 import pytest
 from galley_vault_proxy.config import StdioServer
+from galley_vault_proxy.mcp_door import holding
 from galley_vault_proxy.mcp_door.limits import Limits
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import CreateMessageResult, ElicitResult, TextContent
+from mcp_types import CreateMessageResult, ElicitResult, ListRootsResult, TextContent
 from starlette.responses import Response
 
 from tests.integration.mcp_door_client import bare, through
@@ -24,14 +25,15 @@ from tests.integration.mcp_door_upstream import Received, Upstream, events, repl
 
 pytestmark = pytest.mark.anyio
 
-OF_THE_OLDER_ERA: dict[str, tuple[dict[str, Any], str]] = {
-    "test_elicitation": ({"message": "x"}, 'User response: action=accept, content={"response":"yes"}'),
+ASKING: dict[str, tuple[dict[str, Any], str]] = {
+    "test_elicitation": (
+        {"message": "x"},
+        'User response: action=accept, content={"response":"yes","name":"Ann","color":"red"}',
+    ),
     "test_sampling": ({"prompt": "x"}, "LLM response: a model"),
-}
-OF_THE_NEWER_ERA: dict[str, tuple[dict[str, Any], str]] = {
     "test_input_required_result_elicitation": ({}, "Hello, Ann!"),
     "test_input_required_result_multi_round": ({}, "asked twice"),
-    "test_input_required_result_sampling": ({}, "The model has said it."),
+    "test_input_required_result_list_roots": ({}, "The roots are known."),
 }
 
 
@@ -60,6 +62,10 @@ async def sampled(context: Any, params: Any) -> CreateMessageResult:
     return CreateMessageResult(role="assistant", content=TextContent(type="text", text="a model"), model="m")
 
 
+async def rooted(context: Any) -> ListRootsResult:
+    return ListRootsResult(roots=[])
+
+
 @asynccontextmanager
 async def client_of(door: Opened, url: str, mode: str) -> AsyncIterator[Client]:
     token = await door.token({"up": url})
@@ -71,6 +77,7 @@ async def client_of(door: Opened, url: str, mode: str) -> AsyncIterator[Client]:
             mode=mode,
             elicitation_callback=elicited,
             sampling_callback=sampled,
+            list_roots_callback=rooted,
         ) as client,
     ):
         yield client
@@ -96,9 +103,9 @@ async def test_a_client_of_either_era_uses_a_server_of_either(tmp_path: Path, se
             assert seen == [0, 50, 100]
             read = await client.read_resource("test://static-text")
             assert getattr(read.contents[0], "text", "").startswith("This is")
-            asks = OF_THE_NEWER_ERA if server in ("modern", "stdio") else OF_THE_OLDER_ERA
-            for tool, (arguments, said) in asks.items():
+            for tool, (arguments, said) in ASKING.items():
                 assert text_of(await client.call_tool(tool, arguments)) == said
+            assert text_of(await client.call_tool("test_x_mcp_header", {"region": "größe"})) == "in größe"
             wrong = await client.call_tool("echo", {"text": 5})
             assert wrong.is_error
             shown = text_of(await client.call_tool("environment" if server == "stdio" else "whoami"))
@@ -179,6 +186,74 @@ async def test_a_call_that_asks_waits_for_its_own_client_only(tmp_path: Path) ->
         "content": [],
         "_meta": {"io.modelcontextprotocol/serverInfo": {"name": "scripted", "version": "1"}},
     }
+
+
+@pytest.mark.parametrize("calling", [False, True])
+async def test_a_question_outside_any_call_never_keeps_a_server_waiting(tmp_path: Path, calling: bool) -> None:
+    """It is put to the client if a call is under way, and refused else: there is no other time to ask it."""
+    begun, told = asyncio.Event(), asyncio.Event()
+    answers: list[dict[str, Any]] = []
+
+    async def answer(got: Received) -> Response | None:
+        if got.verb == "GET":
+            questions = (
+                b'data: {"jsonrpc":"2.0","id":"%s","method":"%s"}\n\n' % (method[:2], method)
+                for method in (b"ping", b"roots/list")
+            )
+            return events(begun, b"".join(questions), asyncio.Event())
+        if got.method == "tools/call":
+            begun.set()
+            done = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[]}}' % got.message["id"]
+            return events(told, b"data: " + done + b"\n\n")
+        if got.message.get("id") in ("pi", "ro"):
+            answers.append(got.message)
+            if len(answers) == 2:
+                told.set()
+        return None
+
+    able: dict[str, Any] = {"io.modelcontextprotocol/clientCapabilities": {"roots": {}}}
+    async with (
+        asyncio.timeout(10),
+        scripted(legacy_only(answer)) as up,
+        open_door(tmp_path) as door,
+        through(door, up, modern=True) as client,
+    ):
+        if calling:
+            params = {"name": "echo", "arguments": {"text": "x"}, "_meta": able}
+            first = (await client.send(client.message("tools/call", params))).json()["result"]
+            key, question = next(iter(first["inputRequests"].items()))
+            again = {"requestState": first["requestState"], "inputResponses": {key: {"roots": []}}}
+            await client.send(client.message("tools/call", {**params, **again}))
+        else:
+            await client.send(client.message("ping-like/none", {"_meta": able}))
+            begun.set()
+            await told.wait()
+
+    by_id = {one["id"]: one for one in answers}
+    assert by_id["pi"]["result"] == {}
+    if calling:
+        assert question == {"method": "roots/list", "params": {}}
+        assert by_id["ro"]["result"] == {"roots": []}
+    else:
+        assert by_id["ro"]["error"]["code"] == -32601
+
+
+async def test_a_header_that_contradicts_an_argument_is_refused_before_an_older_server_sees_it(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}}
+    async with (
+        scripted(legacy_only()) as up,
+        open_door(tmp_path) as door,
+        through(door, up, modern=True) as client,
+    ):
+        up.tools.append({"name": "put", "inputSchema": schema})
+        for said in ("us", "", "=?base64?ZXU?="):
+            got = await client.call("put", {"region": "eu"}, **{"mcp-param-region": said})
+            assert (got.status_code, got.json()["error"]["code"]) == (400, -32020), said
+        refused = up.calls().copy()
+        good = await client.call("put", {"region": "eu"}, **{"mcp-param-region": "=?base64?ZXU=?="})
+
+    assert refused == []
+    assert good.json()["result"]["resultType"] == "complete"
 
 
 async def test_a_client_that_did_not_say_it_can_be_asked_is_not(tmp_path: Path) -> None:
@@ -305,6 +380,20 @@ async def test_a_stdio_server_sees_its_credential_and_nothing_else_of_ours(tmp_p
     }
     assert (got["secret"], got["root"]) == (False, False)
     assert got["pids"] <= 3
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_a_stdio_server_that_is_slow_to_start_is_still_found_to_be_of_the_newer_era(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(holding, "_PROBE_S", 0.01)
+    async with (
+        asyncio.timeout(30),
+        open_door(tmp_path, stdio={"every": every()}) as door,
+        client_of(door, "stdio:every", mode) as client,
+    ):
+        assert text_of(await client.call_tool("echo", {"text": "hi"})) == "hi"
 
 
 @pytest.mark.bubblewrap

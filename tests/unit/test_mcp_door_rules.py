@@ -7,7 +7,7 @@ import pytest
 from galley_vault_proxy.errors import GrantRefused, RateLimited, Unavailable
 from galley_vault_proxy.mcp_door.arguments import ArgumentCheck, UncheckableSchema
 from galley_vault_proxy.mcp_door.gate import bearer, check_names, known_hosts
-from galley_vault_proxy.mcp_door.http_link import param_headers
+from galley_vault_proxy.mcp_door.headers import param_headers
 from galley_vault_proxy.mcp_door.lint import lint
 from galley_vault_proxy.mcp_door.pins import Pin, PinPlace, canonical, compare, pin, sound
 from galley_vault_proxy.mcp_door.rate import Rates

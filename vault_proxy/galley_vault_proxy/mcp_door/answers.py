@@ -9,7 +9,16 @@ from typing import Any, Final
 from starlette.types import Send
 
 from galley_vault_proxy.mcp_door.jsonrpc import Object, RequestId, dump, error_message, result_message
-from galley_vault_proxy.mcp_door.wire import INTERNAL_ERROR, INVALID_REQUEST, Era
+from galley_vault_proxy.mcp_door.wire import (
+    HEADER_MISMATCH,
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    MISSING_CAPABILITY,
+    UNSUPPORTED_VERSION,
+    Era,
+)
 
 JSON_TYPE: Final = (b"content-type", b"application/json")
 EVENT_HEADERS: Final = (
@@ -17,6 +26,14 @@ EVENT_HEADERS: Final = (
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
+_STATUS: Final = {
+    METHOD_NOT_FOUND: 404,
+    INVALID_PARAMS: 400,
+    INVALID_REQUEST: 400,
+    HEADER_MISMATCH: 400,
+    MISSING_CAPABILITY: 400,
+    UNSUPPORTED_VERSION: 400,
+}
 
 
 class SlowReader(Exception):
@@ -46,7 +63,7 @@ def refusal(
 
 def rpc_error(id_: RequestId | None, code: int, message: str, era: Era, data: object = None) -> Answer:
     """An error of the protocol. The modern era has HTTP statuses for some of them; before, it is always 200."""
-    status = {-32601: 404, -32602: 400, -32600: 400}.get(code, 200) if era == "modern" else 200
+    status = _STATUS.get(code, 200) if era == "modern" else 200
     return Answer(status, error_message(id_, code, message, data))
 
 

@@ -146,7 +146,7 @@ class Bridge:
     async def _conversation(self, via: Via, caller: Caller) -> Held:
         """The one that all requests of one client of the newer era share. It is told what the client can."""
         key = self._key(via.visit, "modern", json.dumps(caller.capabilities, sort_keys=True))
-        return await self._holding.get(key, "legacy", caller, via)
+        return await self._holding.get(key, "legacy", caller, via, shared=True)
 
     async def _initialize(self, via: Via, reply: Reply) -> None:
         visit = via.visit

@@ -14,7 +14,8 @@ from typing import Any, Final, TypeAlias
 
 from galley_vault_proxy.mcp_door.beside import ungrouped
 from galley_vault_proxy.mcp_door.failure import RpcError, ServerFailed
-from galley_vault_proxy.mcp_door.http_link import PARAM_HEADERS, error_of
+from galley_vault_proxy.mcp_door.headers import RawHeaders
+from galley_vault_proxy.mcp_door.http_link import error_of
 from galley_vault_proxy.mcp_door.jsonrpc import Object, error_message
 from galley_vault_proxy.mcp_door.link import Link, Via, Wire
 from galley_vault_proxy.mcp_door.wire import (
@@ -69,7 +70,7 @@ class Call:
     params: Object
     caller: Caller
     via: Via
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: RawHeaders = ()
 
 
 class Conversation:
@@ -77,6 +78,8 @@ class Conversation:
         self._link = link
         self.facts = facts
         self._ids = itertools.count(1)
+        # Calls under way that can be asked something, the youngest last, and how.
+        self._asking: dict[int, Callable[[Wire], None]] = {}
 
     async def call(self, call: Call, notice: Notice, question: Question | None) -> dict[str, Any]:
         """Make a call and return its result. Raises RpcError, ServerFailed. Cancelled, it cancels the call.
@@ -101,6 +104,16 @@ class Conversation:
         """Answer a request that the server made outside any call."""
         await self._link.tell(answer, via)
 
+    def put_to_a_call(self, asked: Wire) -> bool:
+        """Have a request that the server made outside any call answered as if the youngest call had brought it.
+
+        Clients that can only be asked during a call would else never be asked, and servers wait for an answer.
+        """
+        if not self._asking:
+            return False
+        next(reversed(self._asking.values()))(asked)
+        return True
+
     async def close(self) -> None:
         await self._link.close()
 
@@ -114,17 +127,29 @@ class Conversation:
         message = self._message(id_, call, given, has_token=token is not None)
         asked: list[asyncio.Task[None]] = []
         with ungrouped():
-            async with asyncio.TaskGroup() as tasks, aclosing(self._link.ask(message, call.via)) as messages:
-                async for got in messages:
-                    if "method" not in got:
-                        # What it has asked and not waited for nobody needs to answer any more.
-                        for task in asked:
-                            task.cancel()
-                        return _result(got)
-                    if "id" in got:
-                        asked.append(tasks.create_task(self._asked(got, question, call.via), name="mcp-question"))
-                    else:
-                        await notice(_with_token(got, id_, token))
+            async with (
+                asyncio.TaskGroup() as tasks,
+                aclosing(self._link.ask(message, call.via, call.headers)) as messages,
+            ):
+
+                def ask(got: Wire) -> None:
+                    asked.append(tasks.create_task(self._asked(got, question, call.via), name="mcp-question"))
+
+                if question is not None:
+                    self._asking[id_] = ask
+                try:
+                    async for got in messages:
+                        if "method" not in got:
+                            return _result(got)
+                        if "id" in got:
+                            ask(got)
+                        else:
+                            await notice(_with_token(got, id_, token))
+                finally:
+                    self._asking.pop(id_, None)
+                    # What it has asked and not waited for nobody needs to answer any more.
+                    for task in asked:
+                        task.cancel()
         raise ServerFailed("the server did not answer", reason="no_answer")
 
     def _message(self, id_: int, call: Call, given: Mapping[str, Any], *, has_token: bool) -> Wire:
@@ -137,10 +162,7 @@ class Conversation:
             meta |= envelope(call.caller)
         if meta:
             params["_meta"] = meta
-        message: Wire = {"jsonrpc": "2.0", "id": id_, "method": call.method, "params": params}
-        if call.headers:
-            message[PARAM_HEADERS] = call.headers
-        return message
+        return {"jsonrpc": "2.0", "id": id_, "method": call.method, "params": params}
 
     async def _asked(self, asked: Wire, question: Question | None, via: Via) -> None:
         """Have a request of the server answered. In the newer era there are none."""

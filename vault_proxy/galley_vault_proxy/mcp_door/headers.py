@@ -7,8 +7,8 @@ a request came from, is not the sandbox's to send.
 import re
 from base64 import b64decode, b64encode
 from binascii import Error
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from galley_vault_proxy.mcp_door.jsonrpc import Refusal, RpcMessage
 from galley_vault_proxy.mcp_door.wire import (
@@ -18,7 +18,6 @@ from galley_vault_proxy.mcp_door.wire import (
     METHOD,
     NAME,
     NAMED_BY,
-    SESSION,
     VERSION,
     Era,
 )
@@ -32,9 +31,7 @@ _DOWN: Final = frozenset({b"allow", b"cache-control", b"content-type", b"retry-a
 _MCP: Final = b"mcp-"
 _SENTINEL: Final = re.compile(r"=\?base64\?(.*)\?=")
 _SAFE: Final = re.compile(r"[\x20-\x7e]*")
-_ONCE: Final = frozenset(
-    {SESSION, VERSION, METHOD, NAME, LAST_EVENT, b"authorization", b"content-type", b"host", b"origin"}
-)
+_ONCE: Final = frozenset({LAST_EVENT, b"authorization", b"content-type", b"host", b"origin"})
 
 
 def upward(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
@@ -52,12 +49,12 @@ def single(headers: RawHeaders) -> dict[bytes, str]:
     """The headers that must not be there twice. Raises Refusal: a reader of the first and one of the last disagree."""
     found: dict[bytes, str] = {}
     for name, value in headers:
-        if name not in _ONCE:
+        if name not in _ONCE and not name.startswith(_MCP):
             if name == b"connection" and _MCP in value.lower():
                 raise Refusal(HEADER_MISMATCH, "the Connection header names an Mcp- header")
             continue
         if name in found:
-            raise Refusal(HEADER_MISMATCH, f"the header {name.decode()} is there more than once")
+            raise Refusal(HEADER_MISMATCH, f"the header {name.decode('latin-1')} is there more than once")
         found[name] = value.decode("latin-1").strip(" \t")
     return found
 
@@ -86,6 +83,42 @@ def _agree(header: str, said: str | None, meant: object, message: RpcMessage, *,
         return
     if said != meant:
         raise Refusal(HEADER_MISMATCH, f"the {header} header does not say what the body says", message.id)
+
+
+def param_headers(schema: object, arguments: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    """The headers that repeat arguments, as the tool's schema asks for them with `x-mcp-header`."""
+    found: list[tuple[bytes, bytes]] = []
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    for key, inner in properties.items() if isinstance(properties, dict) else ():
+        value = arguments.get(key)
+        if value is None or not isinstance(inner, dict):
+            continue
+        token = inner.get("x-mcp-header")
+        if isinstance(value, dict):
+            found += param_headers(inner, value)
+        elif isinstance(token, str) and token.isascii() and isinstance(value, str | int | bool):
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            found.append((f"mcp-param-{token}".lower().encode(), encoded(text).encode("latin-1")))
+    return found
+
+
+def check_params(given: RawHeaders, schema: object, arguments: Mapping[str, Any]) -> None:
+    """Raise Refusal (-32020) unless the headers that repeat arguments say what these are. Others are anybody's."""
+    meant = {name: decoded(value.decode("latin-1")) for name, value in param_headers(schema, arguments)}
+    said = {name: decoded(value.decode("latin-1")) for name, value in given}
+    for name in _param_names(schema):
+        if said.get(name) != meant.get(name):
+            text = f"the {name.decode()} header does not say what the arguments say"
+            raise Refusal(HEADER_MISMATCH, text)
+
+
+def _param_names(schema: object) -> Iterator[bytes]:
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    for inner in properties.values() if isinstance(properties, dict) else ():
+        token = inner.get("x-mcp-header") if isinstance(inner, dict) else None
+        if isinstance(token, str) and token.isascii():
+            yield f"mcp-param-{token}".lower().encode()
+        yield from _param_names(inner)
 
 
 def encoded(value: str) -> str:

@@ -3,22 +3,24 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Self, TypeAlias
 
 from galley_vault_proxy.config import Protocol, StdioServer
 from galley_vault_proxy.grant.registry import Registry
 from galley_vault_proxy.grant.token import Grant
+from galley_vault_proxy.mcp_door.beside import ungrouped
 from galley_vault_proxy.mcp_door.conversation import Caller, Conversation, Facts, discover, handshake
 from galley_vault_proxy.mcp_door.failure import RpcError, ServerFailed, ServerStatus
 from galley_vault_proxy.mcp_door.http_link import HttpLink
+from galley_vault_proxy.mcp_door.jsonrpc import error_message
 from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.link import Pipe, Unasked, Via, Wire
 from galley_vault_proxy.mcp_door.relay import Relay
 from galley_vault_proxy.mcp_door.sse_link import run_sse
 from galley_vault_proxy.mcp_door.stdio_link import run_stdio
-from galley_vault_proxy.mcp_door.wire import MODERN_ERRORS, Era
+from galley_vault_proxy.mcp_door.wire import METHOD_NOT_FOUND, MODERN_ERRORS, Era
 from galley_vault_proxy.turns import Turns
 
 HeldKey: TypeAlias = tuple[str, ...]
@@ -110,13 +112,27 @@ class Holding:
                 known = self._modern[url] = (await _is_modern(link, caller, via), self._clock() + _KNOWN_S)
         return known[0]
 
-    async def get(self, key: HeldKey, era: Era | None, caller: Caller, via: Via, version: str | None = None) -> Held:
-        """The conversation of this key, begun now if there is none. Raises ServerFailed, RpcError."""
+    async def get(
+        self,
+        key: HeldKey,
+        era: Era | None,
+        caller: Caller,
+        via: Via,
+        version: str | None = None,
+        *,
+        shared: bool = False,
+    ) -> Held:
+        """The conversation of this key, begun now if there is none. Raises ServerFailed, RpcError.
+
+        `shared`: by clients that can only be asked something during a call.
+        """
         held = self._held.get(key)
         if held is None or held.gone:
             self._require_room(key)
             future: asyncio.Future[Conversation] = asyncio.get_running_loop().create_future()
             held = self._held[key] = Held(key, via.visit.grant, future, self._clock())
+            if shared:
+                held.listeners.add(lambda got, held=held: self._stray(held, got, via))  # type: ignore[misc]
             self.tasks.create_task(self._own(held, era, caller, via, version), name=f"mcp-{via.visit.rule.name}")
         held.last_used = self._clock()
         if via.visit.grant.expires_at > held.grant.expires_at:
@@ -124,8 +140,24 @@ class Holding:
         await asyncio.shield(held.ready)
         return held
 
-    def drop(self, held: Held) -> None:
-        held.stop.set()
+    def _stray(self, held: Held, got: Wire, via: Via) -> None:
+        """A question that belongs to no call. Whatever becomes of it, the server must not wait for an answer."""
+        if "id" not in got:
+            return
+        if not held.ready.done():
+            held.ready.add_done_callback(lambda _: self._stray(held, got, via))
+            return
+        if held.ready.cancelled() or held.ready.exception() is not None:
+            return
+        conversation = held.ready.result()
+        answer: Wire
+        if got["method"] == "ping":
+            answer = {"jsonrpc": "2.0", "id": got["id"], "result": {}}
+        elif conversation.put_to_a_call(got):
+            return
+        else:
+            answer = error_message(got["id"], METHOD_NOT_FOUND, f"{got['method']} can only be asked during a call")
+        self.tasks.create_task(_answered(conversation, answer, via), name="mcp-stray")
 
     async def _own(self, held: Held, era: Era | None, caller: Caller, via: Via, version: str | None) -> None:
         began = self._clock()
@@ -211,16 +243,22 @@ class Holding:
         pipe = await start()
         known = self._modern.get(via.visit.rule.url)
         modern = server.protocol != "legacy" and (known is None or known[0] or self._clock() > known[1])
-        facts = await _probe(pipe, caller, via) if modern else None
-        if facts is None and server.protocol == "modern":
+        facts = None
+        with ungrouped():
+            async with asyncio.TaskGroup() as tasks:
+                probing = tasks.create_task(_probe(pipe, caller, via) if modern else _nothing(), name="mcp-probe")
+                await asyncio.wait([probing], timeout=None if server.protocol == "modern" else _PROBE_S)
+                facts = probing.result() if probing.done() else None
+                if facts is None and server.protocol != "modern":
+                    # Some servers do not survive a question that they do not know.
+                    pipe = await start() if pipe.gone else pipe
+                    facts = await _by_handshake(pipe, caller, via, version, probing)
+                probing.cancel()
+        if facts is None:
             raise ServerFailed(
                 f"the stdio server {server.name} does not speak the newer protocol", reason="bad_protocol"
             )
-        self._modern[via.visit.rule.url] = (facts is not None, self._clock() + _KNOWN_S)
-        if facts is None:
-            # Some servers do not survive a question that they do not know.
-            pipe = await start() if pipe.gone else pipe
-            facts = await handshake(pipe, caller, via, version=version)
+        self._modern[via.visit.rule.url] = (facts.era == "modern", self._clock() + _KNOWN_S)
         stack.callback(held.stop.set)
         pipe.on_lost = held.stop.set
         return pipe, facts
@@ -297,10 +335,32 @@ async def _is_modern(link: HttpLink, caller: Caller, via: Via) -> bool:
 
 async def _probe(pipe: Pipe, caller: Caller, via: Via) -> Facts | None:
     try:
-        async with asyncio.timeout(_PROBE_S):
-            return await discover(pipe, caller, via)
-    except (RpcError, TimeoutError, ServerFailed):
+        return await discover(pipe, caller, via)
+    except (RpcError, ServerFailed):
         return None
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def _by_handshake(
+    pipe: Pipe, caller: Caller, via: Via, version: str | None, probing: "asyncio.Task[Facts | None]"
+) -> Facts:
+    try:
+        return await handshake(pipe, caller, via, version=version)
+    except RpcError:
+        # One of the newer era that was slow to start: it has answered the first question meanwhile, and since then it
+        # takes no handshake.
+        late = await probing
+        if late is None:
+            raise
+        return late
+
+
+async def _answered(conversation: Conversation, answer: Wire, via: Via) -> None:
+    with suppress(ServerFailed):
+        await conversation.answer(answer, via)
 
 
 def _ignore(message: Wire) -> None:

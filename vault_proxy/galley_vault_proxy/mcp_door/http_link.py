@@ -1,14 +1,14 @@
 """Streamable HTTP as a link: what the bridge uses where the two sides are of different eras."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
 import httpx2
 
 from galley_vault_proxy.mcp_door.failure import RpcError, ServerFailed, ServerStatus
-from galley_vault_proxy.mcp_door.headers import encoded
+from galley_vault_proxy.mcp_door.headers import RawHeaders, encoded
 from galley_vault_proxy.mcp_door.jsonrpc import dump, read_from_server
 from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.link import Unasked, Via, Wire
@@ -38,11 +38,11 @@ class HttpLink:
         """The handshake is over, and this is the revision that was agreed on."""
         self._version = version.encode("latin-1")
 
-    async def ask(self, message: Wire, via: Via) -> AsyncGenerator[Wire, None]:
+    async def ask(self, message: Wire, via: Via, headers: RawHeaders = ()) -> AsyncGenerator[Wire, None]:
         self._via = via
         answered = False
         try:
-            async with self._relay.exchange(via.visit, via.screen, self._post(message)) as response:
+            async with self._relay.exchange(via.visit, via.screen, self._post(message, headers)) as response:
                 if self._session is None and not self._modern:
                     self._session = _header(response, SESSION)
                 async with aclosing(self._messages(response, via)) as messages:
@@ -118,7 +118,7 @@ class HttpLink:
         if body:
             yield _object(body)
 
-    def _post(self, message: Wire) -> Upward:
+    def _post(self, message: Wire, more: RawHeaders = ()) -> Upward:
         headers = [_JSON, _BOTH, *self._session_headers()]
         method = message.get("method")
         if self._modern and isinstance(method, str):
@@ -127,7 +127,7 @@ class HttpLink:
             named = params.get(NAMED_BY.get(method, ""))
             if isinstance(named, str):
                 headers.append((NAME, encoded(named).encode("latin-1")))
-            headers += [(name, value) for name, value in message.pop(PARAM_HEADERS, ())]
+            headers += more
         return Upward("POST", headers, dump(message), self._limits.call_s)
 
     def _session_headers(self) -> list[tuple[bytes, bytes]]:
@@ -142,27 +142,6 @@ class HttpLink:
         with suppress(ServerFailed, TimeoutError, httpx2.TransportError):
             async with asyncio.timeout(2):
                 await asyncio.shield(self.tell(message, via))
-
-
-PARAM_HEADERS: Final = "\0headers"
-"""Key under which a message on its way carries its `Mcp-Param-` headers; it is taken out before it is sent."""
-
-
-def param_headers(schema: object, arguments: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
-    """The headers that repeat arguments, as the tool's schema asks for them with `x-mcp-header`."""
-    found: list[tuple[bytes, bytes]] = []
-    properties = schema.get("properties") if isinstance(schema, dict) else None
-    for key, inner in properties.items() if isinstance(properties, dict) else ():
-        value = arguments.get(key)
-        if value is None or not isinstance(inner, dict):
-            continue
-        token = inner.get("x-mcp-header")
-        if isinstance(value, dict):
-            found += param_headers(inner, value)
-        elif isinstance(token, str) and token.isascii() and isinstance(value, str | int | bool):
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            found.append((f"mcp-param-{token}".lower().encode(), encoded(text).encode("latin-1")))
-    return found
 
 
 def error_of(answer: Wire) -> RpcError | None:

@@ -14,8 +14,9 @@ from galley_vault_proxy.mcp_door.beside import beside
 from galley_vault_proxy.mcp_door.conversation import OUR_NAME, Call, Caller, Conversation
 from galley_vault_proxy.mcp_door.emitter import Emitter
 from galley_vault_proxy.mcp_door.failure import RpcError, ServerFailed
+from galley_vault_proxy.mcp_door.headers import RawHeaders, param_headers
 from galley_vault_proxy.mcp_door.holding import Held
-from galley_vault_proxy.mcp_door.http_link import error_of, param_headers
+from galley_vault_proxy.mcp_door.http_link import error_of
 from galley_vault_proxy.mcp_door.jsonrpc import Object, RequestId, RpcMessage, error_message, result_message
 from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.link import Via, Wire
@@ -207,10 +208,10 @@ class LegacyFront:
         emitter: Emitter,
     ) -> "asyncio.Task[dict[str, Any] | Exception]":
         caller = Caller(session.caller.info, session.caller.capabilities, session.log_level)
-        headers: tuple[tuple[bytes, bytes], ...] = ()
+        headers: RawHeaders = ()
         known = via.screen.catalogue.known(str(message.params.get("name")))
         if message.method == "tools/call" and known is not None:
-            headers = tuple(param_headers(known.schema, message.params.get("arguments") or {}))
+            headers = param_headers(known.schema, message.params.get("arguments") or {})
 
         async def notice(got: Wire) -> None:
             await emitter.message(got)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
 from galley_vault_proxy.mcp_door.failure import ServerFailed
+from galley_vault_proxy.mcp_door.headers import RawHeaders
 from galley_vault_proxy.mcp_door.screen import Screen
 from galley_vault_proxy.mcp_door.visit import Visit
 
@@ -33,8 +34,11 @@ class Via:
 class Link(Protocol):
     """Every call raises ServerFailed when the server cannot be reached, or is gone."""
 
-    def ask(self, message: Wire, via: Via) -> AsyncGenerator[Wire, None]:
-        """Send a request; yield what belongs to it, its answer last. Left early, the request is cancelled."""
+    def ask(self, message: Wire, via: Via, headers: RawHeaders = ()) -> AsyncGenerator[Wire, None]:
+        """Send a request; yield what belongs to it, its answer last. Left early, the request is cancelled.
+
+        `headers` repeat arguments of a call, where there are headers and the server is of the newer era.
+        """
         ...
 
     async def tell(self, message: Wire, via: Via) -> None:
@@ -61,7 +65,7 @@ class Pipe:
     def gone(self) -> bool:
         return self._gone is not None
 
-    async def ask(self, message: Wire, via: Via) -> AsyncGenerator[Wire, None]:
+    async def ask(self, message: Wire, via: Via, headers: RawHeaders = ()) -> AsyncGenerator[Wire, None]:
         if self._gone is not None:
             raise self._gone
         id_ = message["id"]

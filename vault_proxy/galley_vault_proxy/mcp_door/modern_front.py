@@ -16,9 +16,16 @@ from galley_vault_proxy.mcp_door.answers import Reply, rpc_error
 from galley_vault_proxy.mcp_door.conversation import OUR_NAME, Call, Caller, Conversation
 from galley_vault_proxy.mcp_door.emitter import Emitter
 from galley_vault_proxy.mcp_door.failure import RpcError, ServerFailed
+from galley_vault_proxy.mcp_door.headers import RawHeaders, check_params, param_headers
 from galley_vault_proxy.mcp_door.holding import Held
-from galley_vault_proxy.mcp_door.http_link import param_headers
-from galley_vault_proxy.mcp_door.jsonrpc import Object, RpcMessage, canonical_key, error_message, result_message
+from galley_vault_proxy.mcp_door.jsonrpc import (
+    Object,
+    Refusal,
+    RpcMessage,
+    canonical_key,
+    error_message,
+    result_message,
+)
 from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.link import Via, Wire
 from galley_vault_proxy.mcp_door.screen import BadServer
@@ -33,6 +40,7 @@ from galley_vault_proxy.mcp_door.wire import (
     META_VERSION,
     METHOD_NOT_FOUND,
     MODERN_VERSIONS,
+    NAMED_BY,
     UNSUPPORTED_VERSION,
 )
 
@@ -121,6 +129,9 @@ class ModernFront:
             waiting.emitter = emitter
             with reply.kept_alive(self._limits.keepalive_s):
                 answer = await self._outcome(waiting, message, conversation)
+        except Refusal as refused:
+            await emitter.answer(error_message(message.id, refused.code, refused.message), 400)
+            return
         except RpcError as error:
             code = INVALID_PARAMS if error.code == -32002 else error.code
             failed = rpc_error(message.id, code, error.message, "modern", error.data)
@@ -160,12 +171,14 @@ class ModernFront:
 
     def _begun(self, conversation: Conversation, message: RpcMessage, via: Via) -> Waiting:
         waiting = Waiting(via.visit.principal, canonical_key(message))
-        headers: tuple[tuple[bytes, bytes], ...] = ()
+        headers: RawHeaders = ()
         known = via.screen.catalogue.known(str(message.params.get("name")))
         if message.method == "tools/call" and known is not None:
-            headers = tuple(param_headers(known.schema, message.params.get("arguments") or {}))
+            check_params(via.visit.headers, known.schema, message.params.get("arguments") or {})
+            headers = param_headers(known.schema, message.params.get("arguments") or {})
         call = Call(message.method, message.params, self.caller(message), via, headers)
-        older = conversation.facts.era == "legacy"
+        # Nothing else of this era may be answered with a question.
+        may_ask = conversation.facts.era == "legacy" and message.method in NAMED_BY
 
         async def notice(got: Wire) -> None:
             # A line of the log only comes to those who asked for it.
@@ -177,7 +190,7 @@ class ModernFront:
         async def question(method: str, params: Object) -> dict[str, Any]:
             return await self._ask(waiting, call.caller, method, params)
 
-        work = conversation.call(call, notice, question if older else None)
+        work = conversation.call(call, notice, question if may_ask else None)
         waiting.task = self._tasks().create_task(contained(work, self._limits.call_s + _PATIENCE_S), name="mcp-call")
         waiting.task.add_done_callback(lambda _: waiting.news.set())
         return waiting
