@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ["galley", "dev", "uv"]
+LOCKS = ["galley", "dev", "uv", "node"]
 
 
 def pins(name: str) -> dict[str, str]:
