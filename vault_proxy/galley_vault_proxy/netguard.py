@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Self, TypeAlias, TypeVar
 
 import anyio
 import httpcore2
@@ -25,6 +25,9 @@ from galley_vault_proxy.hosts import normal_host
 
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 """Returns the addresses of a host as text. Raises OSError when there are none."""
+
+_Protocol = TypeVar("_Protocol", bound=asyncio.BaseProtocol)
+_Opened = TypeVar("_Opened")
 
 CONNECT_S: Final = 10.0
 _RESOLVE_S: Final = 5.0
@@ -59,18 +62,29 @@ class Netguard:
         self, host: str, port: int, *, timeout_s: float = CONNECT_S, limit: int = 1 << 16
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open a TCP connection. Raises AddressRefused, Unreachable."""
-        addresses = await self.addresses(host, port)
-        try:
-            async with asyncio.timeout(timeout_s):
-                for index, address in enumerate(addresses):
-                    try:
-                        async with asyncio.timeout(timeout_s / (len(addresses) - index)):
-                            return await asyncio.open_connection(str(address), port, limit=limit)
-                    except OSError:  # a timeout is one too
-                        continue
-        except TimeoutError:
-            pass
-        raise Unreachable(f"{host} port {port} does not accept a connection", error_code="connect_failed")
+        return await self._first(
+            host, port, timeout_s, lambda address: asyncio.open_connection(address, port, limit=limit)
+        )
+
+    async def dial(
+        self,
+        factory: Callable[[], _Protocol],
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None,
+        timeout_s: float = CONNECT_S,
+    ) -> _Protocol:
+        """Open a connection for a protocol, with TLS that asks for the name. Raises AddressRefused, Unreachable."""
+        loop = asyncio.get_running_loop()
+        name = host if tls is not None else None
+        _, protocol = await self._first(
+            host,
+            port,
+            timeout_s,
+            lambda address: loop.create_connection(factory, address, port, ssl=tls, server_hostname=name),
+        )
+        return protocol
 
     def transport(
         self,
@@ -81,6 +95,23 @@ class Netguard:
     ) -> "GuardedTransport":
         """A transport for `httpx2.AsyncClient(transport=..., trust_env=False, follow_redirects=False)`."""
         return GuardedTransport(self, ssl_context=ssl_context, max_connections=max_connections, keepalive_s=keepalive_s)
+
+    async def _first(
+        self, host: str, port: int, timeout_s: float, attempt: Callable[[str], Awaitable[_Opened]]
+    ) -> _Opened:
+        """What the first address gives that accepts a connection; the time left is shared by those still to try."""
+        addresses = await self.addresses(host, port)
+        try:
+            async with asyncio.timeout(timeout_s):
+                for index, address in enumerate(addresses):
+                    try:
+                        async with asyncio.timeout(timeout_s / (len(addresses) - index)):
+                            return await attempt(str(address))
+                    except OSError:  # a timeout is one too
+                        continue
+        except TimeoutError:
+            pass
+        raise Unreachable(f"{host} port {port} does not accept a connection", error_code="connect_failed")
 
     async def _lookup(self, host: str, port: int) -> list[Address]:
         try:

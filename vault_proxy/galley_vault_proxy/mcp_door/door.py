@@ -107,7 +107,7 @@ class McpDoor:
         itself. `protocols`: for URLs whose era is not to be found out.
         """
         bounds = limits or Limits()
-        pools = Pools(netguard, clock=clock)
+        pools = Pools(netguard, bounds, clock=clock)
         keys, seal = Keys(credentials), SessionSeal(key)
         relay = Relay(pools, keys, seal, bounds)
         try:
@@ -124,7 +124,7 @@ class McpDoor:
                 finally:
                     waiting.cancel()
         finally:
-            await pools.close()
+            pools.close()
 
     def routes(self) -> list[BaseRoute]:
         """Both spellings are served where they are: not every client follows a redirect."""

@@ -5,8 +5,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
-import httpx2
-
 from galley_vault_proxy.mcp_door.failure import RpcError, ServerFailed, ServerStatus
 from galley_vault_proxy.mcp_door.headers import RawHeaders, encoded
 from galley_vault_proxy.mcp_door.jsonrpc import dump, read_from_server
@@ -14,6 +12,7 @@ from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.link import Unasked, Via, Wire
 from galley_vault_proxy.mcp_door.relay import EVENTS, Relay, Upward, kind_of
 from galley_vault_proxy.mcp_door.sse import EventSplitter, EventTooLarge, read_event
+from galley_vault_proxy.mcp_door.upstream import ConnectionLost, Response
 from galley_vault_proxy.mcp_door.wire import METHOD, MODERN_VERSIONS, NAME, NAMED_BY, SESSION, VERSION
 
 _JSON: Final = (b"content-type", b"application/json")
@@ -52,7 +51,7 @@ class HttpLink:
                         if answered:
                             return
             raise ServerFailed("the server did not answer", reason="no_answer")
-        except httpx2.TransportError:
+        except ConnectionLost:
             raise ServerFailed("the connection to the server was lost", reason="connection_lost") from None
         finally:
             # Of the newer era the end of the connection says so by itself.
@@ -64,8 +63,8 @@ class HttpLink:
         if self._modern:
             return  # no notifications go to servers of the newer era over HTTP
         async with self._relay.exchange(via.visit, via.screen, self._post(message)) as response:
-            if response.status_code >= 400:
-                raise ServerStatus(via.visit.rule.name, response.status_code, [])
+            if response.status >= 400:
+                raise ServerStatus(via.visit.rule.name, response.status, [])
 
     async def listen(self) -> None:
         """Read the session's own stream until it is cancelled, or the server has none."""
@@ -78,14 +77,14 @@ class HttpLink:
             headers = [(b"accept", EVENTS.encode()), *self._session_headers()]
             if last is not None:
                 headers.append((b"last-event-id", last))
-            with suppress(ServerFailed, httpx2.TransportError, ValueError, EventTooLarge):
+            with suppress(ServerFailed, ConnectionLost, ValueError, EventTooLarge):
                 async with self._relay.exchange(
                     self._via.visit, self._via.screen, Upward("GET", headers, silence_s=None)
                 ) as response:
-                    if response.status_code != 200 or kind_of(response) != EVENTS:
+                    if response.status != 200 or kind_of(response) != EVENTS:
                         return
                     splitter = EventSplitter(self._limits.event)
-                    async for chunk in response.aiter_raw():
+                    async for chunk in response.chunks():
                         for raw in splitter.feed(chunk):
                             event = read_event(raw)
                             last = event.id or last
@@ -97,24 +96,24 @@ class HttpLink:
     async def close(self) -> None:
         if self._session is None or self._via is None:
             return
-        with suppress(ServerFailed, TimeoutError, httpx2.TransportError):
+        with suppress(ServerFailed, TimeoutError, ConnectionLost):
             async with asyncio.timeout(2):
                 up = Upward("DELETE", self._session_headers(), silence_s=2)
                 async with self._relay.exchange(self._via.visit, self._via.screen, up):
                     pass
 
-    async def _messages(self, response: httpx2.Response, via: Via) -> AsyncGenerator[Wire, None]:
-        if kind_of(response) == EVENTS and response.status_code == 200:
+    async def _messages(self, response: Response, via: Via) -> AsyncGenerator[Wire, None]:
+        if kind_of(response) == EVENTS and response.status == 200:
             splitter = EventSplitter(self._limits.event)
-            async for chunk in response.aiter_raw():
+            async for chunk in response.chunks():
                 for raw in splitter.feed(chunk):
                     data = read_event(raw).data
                     if data:
                         yield _object(data)
             return
         body = await self._relay.read(response)
-        if response.status_code >= 400 and not _is_error(body):
-            raise ServerStatus(via.visit.rule.name, response.status_code, [])
+        if response.status >= 400 and not _is_error(body):
+            raise ServerStatus(via.visit.rule.name, response.status, [])
         if body:
             yield _object(body)
 
@@ -139,7 +138,7 @@ class HttpLink:
     async def _cancel(self, id_: Any, via: Via) -> None:
         params = {"requestId": id_, "reason": "the client has cancelled it"}
         message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
-        with suppress(ServerFailed, TimeoutError, httpx2.TransportError):
+        with suppress(ServerFailed, TimeoutError, ConnectionLost):
             async with asyncio.timeout(2):
                 await asyncio.shield(self.tell(message, via))
 
@@ -171,5 +170,5 @@ def _is_error(body: bytes) -> bool:
     return False
 
 
-def _header(response: httpx2.Response, name: bytes) -> bytes | None:
-    return next((value for key, value in response.headers.raw if key.lower() == name), None)
+def _header(response: Response, name: bytes) -> bytes | None:
+    return next((value for key, value in response.headers if key == name), None)

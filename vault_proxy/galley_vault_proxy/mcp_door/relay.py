@@ -2,15 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Final
 
-import httpx2
-
 from galley_vault_proxy.credentials.port import Injection
-from galley_vault_proxy.errors import AddressRefused
 from galley_vault_proxy.mcp_door.answers import EVENT_HEADERS, Reply
 from galley_vault_proxy.mcp_door.failure import ServerFailed, ServerStatus
 from galley_vault_proxy.mcp_door.headers import downward, upward
@@ -20,6 +16,7 @@ from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.pools import Pools
 from galley_vault_proxy.mcp_door.screen import BadServer, Screen
 from galley_vault_proxy.mcp_door.sse import EventSplitter, EventTooLarge, event, read_event
+from galley_vault_proxy.mcp_door.upstream import ConnectionLost, Response
 from galley_vault_proxy.mcp_door.visit import SessionSeal, Visit
 from galley_vault_proxy.mcp_door.wire import (
     INTERNAL_ERROR,
@@ -61,9 +58,9 @@ class Relay:
     async def try_post(self, visit: Visit, screen: Screen, reply: Reply, refusals: Collection[int]) -> int | None:
         """Forward one message, unless the server refuses it with one of these statuses, which is returned then."""
         async with self.exchange(visit, screen, self._upward(visit, self._limits.call_s)) as response:
-            if response.status_code in refusals:
-                return response.status_code
-            if kind_of(response) == EVENTS and response.status_code == 200:
+            if response.status in refusals:
+                return response.status
+            if kind_of(response) == EVENTS and response.status == 200:
                 await self._stream(response, visit, screen, reply, self._limits.call_s)
             else:
                 await self._whole(response, visit, screen, reply)
@@ -72,7 +69,7 @@ class Relay:
     async def get(self, visit: Visit, screen: Screen, reply: Reply) -> None:
         """The stream of a session, from the beginning or from an event on."""
         async with self.exchange(visit, screen, self._upward(visit, None)) as response:
-            if kind_of(response) == EVENTS and response.status_code == 200:
+            if kind_of(response) == EVENTS and response.status == 200:
                 await self._stream(response, visit, screen, reply, self._limits.stream_s)
             else:
                 await self._whole(response, visit, screen, reply)
@@ -98,7 +95,7 @@ class Relay:
         raise ServerFailed("the server's list of tools does not end", reason="list_endless")
 
     @asynccontextmanager
-    async def exchange(self, visit: Visit, screen: Screen, up: Upward) -> AsyncIterator[httpx2.Response]:
+    async def exchange(self, visit: Visit, screen: Screen, up: Upward) -> AsyncIterator[Response]:
         """Send it with the credential, with a newer one if that is refused. Raises ServerFailed.
 
         A refusal is never passed on: the client would go and ask its user for a token that is none of its business.
@@ -121,8 +118,7 @@ class Relay:
             _passable(response)
             yield response
 
-    @asynccontextmanager
-    async def _sent(self, visit: Visit, up: Upward, injection: Injection | None) -> AsyncIterator[httpx2.Response]:
+    def _sent(self, visit: Visit, up: Upward, injection: Injection | None) -> AbstractAsyncContextManager[Response]:
         url = visit.rule.url
         credential = ("", 0) if injection is None else (injection.credential_id, injection.version)
         headers = [(b"accept-encoding", b"identity"), *up.headers]
@@ -130,26 +126,8 @@ class Relay:
             name = injection.header.lower().encode("latin-1")
             headers = [(key, value) for key, value in headers if key != name]
             headers.append((name, injection.value.reveal().encode("utf-8")))
-        request = httpx2.Request(
-            up.verb,
-            _parsed(url),
-            headers=headers,
-            content=up.body if up.verb == "POST" else None,
-            extensions={
-                "timeout": {
-                    "connect": self._limits.connect_s,
-                    "read": up.silence_s,
-                    "write": self._limits.send_s,
-                    "pool": self._limits.connect_s,
-                }
-            },
-        )
-        async with self._pools.use((visit.principal, url, *credential)) as transport:
-            response = await _opened(transport, request)
-            try:
-                yield response
-            finally:
-                await response.aclose()
+        body = up.body if up.verb == "POST" else None
+        return self._pools.asked((visit.principal, url, *credential), up.verb, headers, body, up.silence_s)
 
     def _upward(self, visit: Visit, silence_s: float | None) -> Upward:
         headers = [(name, value) for name, value in upward(visit.headers) if name != SESSION]
@@ -157,9 +135,9 @@ class Relay:
             headers.append((SESSION, visit.session_id.encode("latin-1")))
         return Upward(visit.verb, headers, visit.body, silence_s)
 
-    def _downward(self, response: httpx2.Response, visit: Visit, screen: Screen) -> list[tuple[bytes, bytes]]:
+    def _downward(self, response: Response, visit: Visit, screen: Screen) -> list[tuple[bytes, bytes]]:
         headers: list[tuple[bytes, bytes]] = []
-        for name, value in downward(response.headers.raw):
+        for name, value in downward(response.headers):
             if name == SESSION:
                 sealed = self._seal.seal(value.decode("latin-1"), visit.principal, visit.rule.url)
                 value = sealed.encode("latin-1")
@@ -169,10 +147,10 @@ class Relay:
             raise ServerFailed("the server answered with its credential in a header", reason="secret_in_header")
         return headers
 
-    async def _whole(self, response: httpx2.Response, visit: Visit, screen: Screen, reply: Reply) -> None:
+    async def _whole(self, response: Response, visit: Visit, screen: Screen, reply: Reply) -> None:
         body = await self.read(response)
         headers = self._downward(response, visit, screen)
-        status = response.status_code
+        status = response.status
         if not body:
             await reply.whole(status, [(name, value) for name, value in headers if name != b"content-type"], b"")
             return
@@ -189,9 +167,7 @@ class Relay:
             raise ServerFailed(f"{visit.rule.name}: {error}", reason="bad_answer") from None
         await reply.whole(status, headers, clean)
 
-    async def _stream(
-        self, response: httpx2.Response, visit: Visit, screen: Screen, reply: Reply, most_s: float
-    ) -> None:
+    async def _stream(self, response: Response, visit: Visit, screen: Screen, reply: Reply, most_s: float) -> None:
         headers = [item for item in self._downward(response, visit, screen) if item[0] not in _OWN]
         # At once, however long the first event takes: the client is being served.
         await reply.start(200, [*headers, *EVENT_HEADERS])
@@ -201,14 +177,14 @@ class Relay:
             try:
                 async with asyncio.timeout(most_s):
                     splitter = EventSplitter(self._limits.event)
-                    async for chunk in response.aiter_raw():
+                    async for chunk in response.chunks():
                         events = splitter.feed(chunk)
                         if events:
                             resumable = resumable or any(read_event(raw).id for raw in events)
                             await reply.body(b"".join([await screen.event(raw) for raw in events]))
             except (BadServer, EventTooLarge) as error:
                 trouble = str(error)
-            except httpx2.TransportError:
+            except ConnectionLost:
                 trouble = None if resumable else "the connection to the server was lost"
             except TimeoutError:
                 trouble = f"it took longer than {most_s:.0f} s"
@@ -222,19 +198,19 @@ class Relay:
             await reply.body(event(dump(failed)))
         await reply.end()
 
-    async def read(self, response: httpx2.Response) -> bytes:
+    async def read(self, response: Response) -> bytes:
         """The whole body, bounded in size and time. Raises ServerFailed."""
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.call_s):
-                async for chunk in response.aiter_raw():
+                async for chunk in response.chunks():
                     body += chunk
                     if len(body) > self._limits.answer:
                         raise ServerFailed(
                             f"the server's answer is larger than {self._limits.answer >> 20} MiB",
                             reason="answer_too_large",
                         )
-        except httpx2.TransportError:
+        except ConnectionLost:
             raise ServerFailed("the connection to the server was lost", reason="connection_lost") from None
         except TimeoutError:
             raise ServerFailed("the server's answer did not end in time", reason="answer_timeout") from None
@@ -243,7 +219,7 @@ class Relay:
     async def _ask(self, visit: Visit, screen: Screen, up: Upward) -> Mapping[str, Any]:
         found: Any = None
         async with self.exchange(visit, screen, replace(up, silence_s=self._limits.list_s)) as response:
-            status = response.status_code
+            status = response.status
             if kind_of(response) == EVENTS:
                 found = await self._first_answer(response)
             else:
@@ -259,39 +235,21 @@ class Relay:
             return {}  # a server without tools
         raise ServerFailed("the server does not list its tools", reason="list_refused")
 
-    async def _first_answer(self, response: httpx2.Response) -> Any:
+    async def _first_answer(self, response: Response) -> Any:
         splitter = EventSplitter(self._limits.event)
         try:
-            async for chunk in response.aiter_raw():
+            async for chunk in response.chunks():
                 for raw in splitter.feed(chunk):
                     data = read_event(raw).data
                     value = read_from_server(data) if data else None
                     if isinstance(value, dict) and value.get("id") == _LIST_ID:
                         return value
-        except (httpx2.TransportError, ValueError, EventTooLarge):
+        except (ConnectionLost, ValueError, EventTooLarge):
             pass
         return None
 
 
 _OWN: Final = frozenset({b"content-type", b"cache-control"})
-
-
-@lru_cache(maxsize=1024)
-def _parsed(url: str) -> httpx2.URL:
-    return httpx2.URL(url)
-
-
-async def _opened(transport: httpx2.AsyncBaseTransport, request: httpx2.Request) -> httpx2.Response:
-    try:
-        response = await transport.handle_async_request(request)
-    except AddressRefused as error:
-        raise ServerFailed(error.message, reason="address_refused") from None
-    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.InvalidURL, ValueError):
-        raise ServerFailed("the server cannot be reached", reason="connect_failed") from None
-    except httpx2.TransportError:
-        raise ServerFailed("the server broke off without an answer", reason="connection_lost") from None
-    response.request = request
-    return response
 
 
 def _listing(visit: Visit, cursor: str | None) -> Upward:
@@ -312,20 +270,20 @@ def _listing(visit: Visit, cursor: str | None) -> Upward:
     return Upward("POST", headers, dump(message))
 
 
-def kind_of(response: httpx2.Response) -> str:
-    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
+def kind_of(response: Response) -> str:
+    return response.header(b"content-type").partition(";")[0].strip().lower()
 
 
-def _unauthorized(response: httpx2.Response) -> bool:
-    return response.status_code == 401 or (response.status_code == 403 and "www-authenticate" in response.headers)
+def _unauthorized(response: Response) -> bool:
+    return response.status == 401 or (response.status == 403 and response.has(b"www-authenticate"))
 
 
-def _passable(response: httpx2.Response) -> None:
+def _passable(response: Response) -> None:
     """Raises ServerFailed for what cannot be read, and so not be checked either."""
-    if 300 <= response.status_code < 400:
+    if 300 <= response.status < 400:
         raise ServerFailed("the server redirects to another address, which is not followed", reason="redirect")
-    coding = response.headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("", "identity"):
+    codings = {value.strip().lower() for name, value in response.headers if name == b"content-encoding"}
+    if codings - {b"", b"identity"}:
         raise ServerFailed("the server compresses its answer although it was asked not to", reason="compressed")
 
 

@@ -6,8 +6,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from urllib.parse import urljoin, urlsplit
 
-import httpx2
-
 from galley_vault_proxy.mcp_door.beside import ungrouped
 from galley_vault_proxy.mcp_door.failure import ServerFailed, ServerStatus
 from galley_vault_proxy.mcp_door.jsonrpc import dump, read_from_server
@@ -15,6 +13,7 @@ from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.link import Pipe, Unasked, Via, Wire
 from galley_vault_proxy.mcp_door.relay import EVENTS, Relay, Upward, kind_of
 from galley_vault_proxy.mcp_door.sse import EventSplitter, EventTooLarge, read_event
+from galley_vault_proxy.mcp_door.upstream import ConnectionLost
 
 
 @asynccontextmanager
@@ -26,8 +25,8 @@ async def run_sse(relay: Relay, limits: Limits, unasked: Unasked, via: Via) -> A
         visit = replace(via.visit, rule=replace(via.visit.rule, url=await asyncio.shield(endpoint)))
         up = Upward("POST", [(b"content-type", b"application/json")], dump(message), limits.list_s)
         async with relay.exchange(visit, via.screen, up) as response:
-            if response.status_code >= 400:
-                raise ServerStatus(visit.rule.name, response.status_code, [])
+            if response.status >= 400:
+                raise ServerStatus(visit.rule.name, response.status, [])
 
     pipe = Pipe(send, unasked)
     with ungrouped():
@@ -50,10 +49,10 @@ async def _read(relay: Relay, limits: Limits, via: Via, pipe: Pipe, endpoint: "a
     try:
         up = Upward("GET", [(b"accept", EVENTS.encode())], silence_s=None)
         async with relay.exchange(via.visit, via.screen, up) as response:
-            if response.status_code != 200 or kind_of(response) != EVENTS:
-                raise ServerStatus(via.visit.rule.name, response.status_code, [])
+            if response.status != 200 or kind_of(response) != EVENTS:
+                raise ServerStatus(via.visit.rule.name, response.status, [])
             splitter = EventSplitter(limits.event)
-            async for chunk in response.aiter_raw():
+            async for chunk in response.chunks():
                 for raw in splitter.feed(chunk):
                     event = read_event(raw)
                     if event.type == b"endpoint" and not endpoint.done():
@@ -64,7 +63,7 @@ async def _read(relay: Relay, limits: Limits, via: Via, pipe: Pipe, endpoint: "a
                             pipe.arrived(value)
     except ServerFailed as error:
         failed = error
-    except (httpx2.TransportError, ValueError, EventTooLarge):
+    except (ConnectionLost, ValueError, EventTooLarge):
         failed = ServerFailed("the server's event stream broke off", reason="connection_lost")
     pipe.lost(failed)
     if not endpoint.done():
