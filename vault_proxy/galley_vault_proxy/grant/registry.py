@@ -5,6 +5,7 @@ of each other's revocations by looking at the file a few times a second.
 """
 
 import asyncio
+import hashlib
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -27,6 +28,7 @@ _SWEEP_S: Final = 1.0
 _RETRY_S: Final = 2.0
 _LOOK_AGAIN_S: Final = 30.0
 _KEPT: Final = timedelta(hours=1)
+_TOKENS: Final = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Registry:
         self._key = key
         self._gate = gate
         self._clock = clock
+        self._read: dict[bytes, Grant] = {}
         self._live: dict[str, _Live] = {}
         self._revoked: dict[str, datetime] = {}
         self._sessions: dict[str, Session] = {}
@@ -130,13 +133,26 @@ class Registry:
 
         Raises GrantRefused, or Unavailable when revocations cannot be seen.
         """
-        grant = verify(self._key, token, now=self._clock())
+        grant = self._verified(token)
         if grant.tunnel is not None and grant.tunnel != tunnel:
             raise GrantRefused("tunnel")
         if asyncio.get_running_loop().time() - self._seen > _BLIND_S:
             raise Unavailable("the list of revoked grants cannot be read now, so no grant counts")
         if grant.id not in self._live:
             await self._take_up(grant.id)
+        return grant
+
+    def _verified(self, token: str) -> Grant:
+        """A token says the same for ever, so it is read once. Its digest is kept, and not the token."""
+        digest, now = hashlib.sha256(token.encode("utf-8", "replace")).digest(), self._clock()
+        grant = self._read.get(digest)
+        if grant is None:
+            grant = verify(self._key, token, now=now)
+            if len(self._read) >= _TOKENS:
+                del self._read[next(iter(self._read))]
+            self._read[digest] = grant
+        if now >= grant.expires_at:
+            raise GrantRefused("expired")
         return grant
 
     async def ended(self, grant: Grant) -> None:

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final, Self
 
-import anyio
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
@@ -47,6 +46,7 @@ from galley_vault_proxy.telemetry import span
 
 _EVENT_ID: Final = b"galley-event-id"
 _CATALOGUES: Final = 4096
+_LOOK_S: Final = 0.02
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class McpDoor:
         self._bridge = bridge
         self._rates = Rates(limits.per_second, limits.burst, limits.at_once, clock)
         self._catalogues: dict[tuple[Principal, PinPlace], Catalogue] = {}
-        self._streams: set[anyio.CancelScope] = set()
+        self._streams: set[asyncio.Timeout] = set()
         self._closing = False
 
     @classmethod
@@ -242,16 +242,34 @@ class McpDoor:
             status = refused.status if isinstance(refused, _HttpRefusal) else 400
             return refusal(status, refused.message, code=refused.code, id_=refused.id)
         answer: Answer | None = None
-        # The scope is cancelled when the client is gone, or the proxy is to end: then there is nothing to say.
-        with anyio.CancelScope() as scope:
-            watching = self._tasks.create_task(_until_gone(receive, reply, scope, trace), name="mcp-client")
-            try:
-                answer = await self._judged(visit, reply, trace, scope)
-            finally:
-                watching.cancel()
+        # The scope ends early when the client is gone, or the proxy is to end: then there is nothing to say.
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                with self._while_there(receive, reply, scope, trace):
+                    answer = await self._judged(visit, reply, trace, scope)
+        except TimeoutError:
+            if not scope.expired():
+                raise
         return answer
 
-    async def _judged(self, visit: Visit, reply: Reply, trace: Trace, scope: anyio.CancelScope) -> Answer | None:
+    @contextmanager
+    def _while_there(self, receive: Receive, reply: Reply, scope: asyncio.Timeout, trace: Trace) -> Iterator[None]:
+        """End the scope when the client hangs up. Most calls are over before it is worth a look."""
+        watching: list[asyncio.Task[None]] = []
+
+        def watch() -> None:
+            watching.append(self._tasks.create_task(_until_gone(receive, reply, scope, trace), name="mcp-client"))
+
+        timer = asyncio.get_running_loop().call_later(_LOOK_S, watch)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            for task in watching:
+                task.cancel()
+
+    async def _judged(self, visit: Visit, reply: Reply, trace: Trace, scope: asyncio.Timeout) -> Answer | None:
         id_ = visit.message.id if visit.message is not None else None
         try:
             injection = await self._keys.get(visit.grant, visit.rule.url)
@@ -295,7 +313,7 @@ class McpDoor:
                 await self._bridge.delete(visit, screen, reply)
 
     @contextmanager
-    def _as_stream(self, visit: Visit, scope: anyio.CancelScope, trace: Trace) -> Iterator[None]:
+    def _as_stream(self, visit: Visit, scope: asyncio.Timeout, trace: Trace) -> Iterator[None]:
         """A stream that may last for hours: the audit tells of its beginning too, and a shutdown ends it at once."""
         lasting = visit.verb == "GET" or (visit.message is not None and visit.message.method == "subscriptions/listen")
         if not lasting:
@@ -312,7 +330,7 @@ class McpDoor:
         await closing.wait()
         self._closing = True
         for scope in self._streams:
-            scope.cancel()
+            _end(scope)
 
     async def _with_body(self, visit: Visit, receive: Receive) -> Visit:
         kind = visit.given.get(b"content-type", "").partition(";")[0].strip().lower()
@@ -404,7 +422,7 @@ async def _body(receive: Receive, limits: Limits) -> bytes:
     return bytes(body)
 
 
-async def _until_gone(receive: Receive, reply: Reply, scope: anyio.CancelScope, trace: Trace) -> None:
+async def _until_gone(receive: Receive, reply: Reply, scope: asyncio.Timeout, trace: Trace) -> None:
     try:
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -413,7 +431,12 @@ async def _until_gone(receive: Receive, reply: Reply, scope: anyio.CancelScope, 
     # Servers say so too when the answer is complete.
     if not reply.ended:
         trace.reason = "client_gone"
-        scope.cancel()
+        _end(scope)
+
+
+def _end(scope: asyncio.Timeout) -> None:
+    if not scope.expired():
+        scope.reschedule(0)
 
 
 def _event_id(headers: RawHeaders) -> str | None:
