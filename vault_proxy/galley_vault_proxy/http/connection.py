@@ -6,7 +6,7 @@ ends the connection before anything of the app is asked.
 
 import asyncio
 import socket
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -21,6 +21,40 @@ TUNNEL: Final = "galley.tunnel"
 
 MAX_HEAD: Final = 64 * 1024
 HEAD_S: Final = 20.0
+
+
+class HeadHolding:
+    """A transport that sends the head of an answer together with what follows it, if that follows at once.
+
+    Sent by itself it wakes the client for nothing, which costs both sides more than a small answer does.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.write(head + data)
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self._send)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _send(self) -> None:
+        head, self._head = self._head, None
+        if head is not None and not self._transport.is_closing():
+            self._transport.write(head)
 
 
 def connection_class(key: Secret, *, head_s: float = HEAD_S) -> type[HttpToolsProtocol]:
@@ -51,7 +85,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, HeadHolding(transport, self.loop)))
         listener = transport.get_extra_info("socket")
         if listener is not None and listener.family == socket.AF_UNIX:
             self._opening = Opening(self.service_key)

@@ -186,7 +186,8 @@ class Relay:
                         events = splitter.feed(chunk)
                         if events:
                             resumable = resumable or any(read_event(raw).id for raw in events)
-                            await reply.body(b"".join([await screen.event(raw) for raw in events]))
+                            data = b"".join([await screen.event(raw) for raw in events])
+                            await reply.body(data, more=not response.ended)
             except (BadServer, EventTooLarge) as error:
                 trouble = str(error)
             except ConnectionLost:

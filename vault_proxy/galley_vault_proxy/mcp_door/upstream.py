@@ -43,6 +43,11 @@ class Response:
     def has(self, name: bytes) -> bool:
         return any(known == name for known, _ in self.headers)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of the body is still to come."""
+        return self._connection.drained
+
     def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes. Raises ConnectionLost, and TimeoutError when the server has been silent too long."""
         return self._connection.body(self._silence_s)
@@ -73,6 +78,10 @@ class Connection(asyncio.Protocol):
     def reusable(self) -> bool:
         """Whether the last answer has come whole, and another request may be sent."""
         return self._sound and self._complete and self._lost is None and not self._transport.is_closing()
+
+    @property
+    def drained(self) -> bool:
+        return self._complete and not self._chunks
 
     async def ask(self, request: bytes, *, send_s: float, silence_s: float | None) -> Response:
         """Send a whole request; return when the head of the answer is there. Raises ConnectionLost, TimeoutError."""
