@@ -27,6 +27,9 @@ _FRAGMENT: Final = 8
 _WIDEST: Final = 14
 # An escape of an escape is undone too: `%5Cu0041` within JSON within a URL.
 _DEEPEST: Final = 3
+_PIECE: Final = 1 << 17
+_CLOSE_UP: Final = 1 << 13
+_MOST_PLACES: Final = 256
 _LINE_BREAKS: Final = (rb"\\\\{0,7}[rn][ \t]?", rb"\r[ \t]?", rb"\n[ \t]?")
 # What may be the beginning of an escape at the end of a chunk.
 _CUT: Final = re.compile(
@@ -56,6 +59,8 @@ class Patterns:
         self._hints = tuple(dict.fromkeys(hint for form in self._raw for hint in _hints(form)))
         widest = max((len(raw) for raw in verbatim), default=0)
         longest = max((len(form) for form in self._raw), default=0)
+        # What each escape means; there are only so many that are looked for.
+        self._meanings: dict[bytes, bytes] = {}
         # How far back from the end of what has come the beginning of a secret can lie.
         self.reach = max(widest * _WIDEST, longest * 2) + 64 if self._raw else 0
 
@@ -67,8 +72,38 @@ class Patterns:
         return _marked(data, self.find(data))
 
     def find(self, data: bytes) -> list[Span]:
-        """Where the secrets stand: spans in order, none touching the next."""
-        if not self._raw or not self._suspicious(data):
+        """Where the secrets stand: spans in order, none touching the next.
+
+        Of a text that is full of secrets, more than an honest server has in it, everything is one span.
+        """
+        if not self._raw:
+            return []
+        spans: list[Span] = []
+        left = [_MOST_PLACES]
+        # In pieces, so that no call takes long in which nothing else can run.
+        for base in range(0, len(data), _PIECE):
+            start = max(0, base - self.reach)
+            piece = data[start : base + _PIECE + self.reach]
+            if self._suspicious(piece):
+                spans += ((start + first, start + last) for first, last in self._search(piece, left))
+            if left[0] < 0:
+                return [(0, len(data))]
+        return _merged(spans)
+
+    def _search(self, data: bytes, left: list[int]) -> list[Span]:
+        """Where in a piece, narrowed down before anything is looked at escape by escape, which takes long."""
+        if not self._holds(data):
+            return []
+        if len(data) > max(_CLOSE_UP, 4 * self.reach):
+            middle = len(data) // 2
+            start = middle - self.reach
+            second = self._search(data[start:], left) if left[0] >= 0 else []
+            return [
+                *self._search(data[: middle + self.reach], left),
+                *((start + first, start + last) for first, last in second),
+            ]
+        left[0] -= 1
+        if left[0] < 0:
             return []
         spans = [span for form in self._raw for span in _occurrences(data, form)]
         views: list[_View] = []
@@ -76,7 +111,27 @@ class Patterns:
             views.append(view)
             for form in self._plain:
                 spans += [_mapped(views, span) for span in _occurrences(view.text, form)]
-        return _merged(spans)
+        return spans
+
+    def _holds(self, data: bytes) -> bool:
+        """Whether a secret is in it, however it is written."""
+        if any(form in data for form in self._raw):
+            return True
+        for _ in range(_DEEPEST):
+            plain = self._escape.sub(self._undone, data)
+            if any(form in plain for form in self._plain):
+                return True
+            if plain == data:
+                return False
+            data = plain
+        return False
+
+    def _undone(self, escape: re.Match[bytes]) -> bytes:
+        text = escape[0]
+        meant = self._meanings.get(text)
+        if meant is None:
+            meant = self._meanings[text] = _meaning(text)
+        return meant
 
     def held_from(self, data: bytes) -> int:
         """From where on the data must be kept: what follows may turn it into a secret. Its length if nothing need."""

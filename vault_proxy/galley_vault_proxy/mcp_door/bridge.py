@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 from galley_vault_proxy.config import Protocol, StdioServer
 from galley_vault_proxy.grant.registry import Registry
 from galley_vault_proxy.mcp_door.answers import Reply, refusal, rpc_error
+from galley_vault_proxy.mcp_door.catalogue import MAX_TOOLS
 from galley_vault_proxy.mcp_door.conversation import Call, Caller
 from galley_vault_proxy.mcp_door.emitter import Emitter
 from galley_vault_proxy.mcp_door.failure import RpcError, ServerFailed, ServerStatus
@@ -193,7 +194,7 @@ class Bridge:
                     result = await conversation.call(Call("tools/list", params, caller, via), ignore, None)
                     tools, cursor = result.get("tools"), result.get("nextCursor")
                     found += [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
-                    if not isinstance(cursor, str):
+                    if not isinstance(cursor, str) or len(found) > MAX_TOOLS:
                         return found
                     params = {"cursor": cursor}
         except TimeoutError:

@@ -12,13 +12,14 @@ from typing import Any, Final, Literal, TypeAlias
 
 from galley_vault_proxy.mcp_door.arguments import ArgumentCheck
 from galley_vault_proxy.mcp_door.lint import lint
-from galley_vault_proxy.mcp_door.pins import INSTRUCTIONS, Pin, PinPlace, PinStore, compare, pin
+from galley_vault_proxy.mcp_door.pins import INSTRUCTIONS, Pin, PinPlace, PinStore, compare, fitting, pin
 
 Listing: TypeAlias = Sequence[Mapping[str, Any]]
 Lister: TypeAlias = Callable[[], Awaitable[Listing]]
 Happened: TypeAlias = Literal["pinned", "drifted"] | str
 
 MAX_TOOLS: Final = 4096
+_MOST_TOLD: Final = 4096
 _FRESH_S: Final = 300.0
 _ASK_AGAIN_S: Final = 5.0
 
@@ -113,19 +114,22 @@ class Catalogue:
             return
         pinned = await self._store.load(self._place)
         outcome = compare(listed, pinned)
-        if outcome.new:
-            pinned = await self._store.add(self._place, outcome.new.values())
+        if fit := fitting(outcome.new, pinned):
+            pinned = await self._store.add(self._place, fit.values())
             # Another process may have pinned another definition in between.
             outcome = compare(listed, pinned)
             self._tell_new(listed, outcome.same, news)
+        if len(known) > 2 * MAX_TOOLS:
+            known.clear()  # a server with other names every time: what is listed now comes again below
         for found in listed:
-            drifted = found.name in outcome.drifted
+            drifted = found.name not in outcome.same
             standing = pinned.get(found.name, found)
             old = known.get(found.name)
             if old is None or old.pin != standing or old.drifted != drifted:
                 known[found.name] = _known(standing, drifted)
             if drifted:
-                self._tell(PinNews(found.name, "definition_drifted", True), found.digest, news)
+                reason = "definition_drifted" if found.name in outcome.drifted else "definition_not_kept"
+                self._tell(PinNews(found.name, reason, True), found.digest, news)
 
     def _tell_new(self, listed: Collection[Pin], same: frozenset[str], news: list[PinNews]) -> None:
         for found in listed:
@@ -139,6 +143,8 @@ class Catalogue:
     def _tell(self, item: PinNews, digest: str, news: list[PinNews]) -> None:
         key = (item.reason, digest)
         if key not in self._told:
+            if len(self._told) >= _MOST_TOLD:
+                return  # it is held back all the same, and each call of it is told
             self._told.add(key)
             news.append(item)
 

@@ -38,6 +38,7 @@ Question: TypeAlias = Callable[[str, Object], Awaitable[dict[str, Any]]]
 
 OUR_NAME: Final = {"name": "galley-vault-proxy", "version": "1"}
 _ROUNDS: Final = 16
+_MOST_QUESTIONS: Final = 32
 _ENVELOPE: Final = frozenset({META_VERSION, META_CAPABILITIES, META_CLIENT, META_LOG_LEVEL, META_SUBSCRIPTION})
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ class Conversation:
             ):
 
                 def ask(got: Wire) -> None:
+                    if sum(not task.done() for task in asked) >= _MOST_QUESTIONS:
+                        raise ServerFailed("the server asks too many things at once", reason="asks_endlessly")
                     asked.append(tasks.create_task(self._asked(got, question, call.via), name="mcp-question"))
 
                 if question is not None:
@@ -247,6 +250,8 @@ async def _answers(requests: object, question: Question) -> dict[str, Any]:
     """Put all questions at once, and wait for all answers."""
     if not isinstance(requests, dict):
         return {}
+    if len(requests) > _MOST_QUESTIONS:
+        raise ServerFailed("the server asks too many things at once", reason="asks_endlessly")
     async with asyncio.TaskGroup() as tasks:
         asked = {
             str(key): tasks.create_task(_answer(request, question), name="mcp-input")

@@ -31,6 +31,7 @@ _PROBE_S: Final = 5.0
 _KNOWN_S: Final = 600.0
 _MOST: Final = 512
 _MOST_OF_ONE: Final = 32
+_MOST_STRAYS: Final = 64
 _CALM_S: Final = 30.0
 _NOT_STREAMABLE: Final = frozenset({400, 404, 405, 406, 415})
 
@@ -48,7 +49,11 @@ class Held:
     listeners: set[Unasked] = field(default_factory=set)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     users: int = 0
+    strays: int = 0
     gone: bool = False
+
+    def answered(self) -> None:
+        self.strays -= 1
 
     def unasked(self, message: Wire) -> None:
         for listener in tuple(self.listeners):
@@ -157,7 +162,10 @@ class Holding:
             return
         else:
             answer = error_message(got["id"], METHOD_NOT_FOUND, f"{got['method']} can only be asked during a call")
-        self.tasks.create_task(_answered(conversation, answer, via), name="mcp-stray")
+        if held.strays < _MOST_STRAYS:
+            held.strays += 1
+            telling = self.tasks.create_task(_answered(conversation, answer, via), name="mcp-stray")
+            telling.add_done_callback(lambda _: held.answered())
 
     async def _own(self, held: Held, era: Era | None, caller: Caller, via: Via, version: str | None) -> None:
         began = self._clock()

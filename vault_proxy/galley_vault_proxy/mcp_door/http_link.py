@@ -6,6 +6,7 @@ from contextlib import aclosing, suppress
 from typing import Any, Final
 
 from galley_vault_proxy.mcp_door.failure import RpcError, ServerFailed, ServerStatus
+from galley_vault_proxy.mcp_door.fairness import Breaths, aside
 from galley_vault_proxy.mcp_door.headers import RawHeaders, encoded
 from galley_vault_proxy.mcp_door.jsonrpc import dump, read_from_server
 from galley_vault_proxy.mcp_door.limits import Limits
@@ -53,6 +54,8 @@ class HttpLink:
             raise ServerFailed("the server did not answer", reason="no_answer")
         except ConnectionLost:
             raise ServerFailed("the connection to the server was lost", reason="connection_lost") from None
+        except EventTooLarge as error:
+            raise ServerFailed(str(error), reason="event_too_large") from None
         finally:
             # Of the newer era the end of the connection says so by itself.
             if not answered and not self._modern and message["method"] != "initialize":
@@ -71,7 +74,8 @@ class HttpLink:
         if self._modern:
             return
         last: bytes | None = None
-        for _ in range(_RETRIES):
+        failures = 0
+        while failures < _RETRIES:
             if self._via is None or self._session is None:
                 return
             headers = [(b"accept", EVENTS.encode()), *self._session_headers()]
@@ -83,14 +87,18 @@ class HttpLink:
                 ) as response:
                     if response.status != 200 or kind_of(response) != EVENTS:
                         return
-                    splitter = EventSplitter(self._limits.event)
+                    splitter, breaths = EventSplitter(self._limits.event), Breaths()
                     async for chunk in response.chunks():
                         for raw in splitter.feed(chunk):
+                            await breaths.breathe()
                             event = read_event(raw)
                             last = event.id or last
-                            value = read_from_server(event.data) if event.data else None
+                            value = await aside(read_from_server, event.data) if event.data else None
                             if isinstance(value, dict):
+                                # A stream that says something may end as often as its server likes.
+                                failures = 0
                                 self._unasked(value)
+            failures += 1
             await asyncio.sleep(_AGAIN_S)
 
     async def close(self) -> None:
@@ -104,18 +112,19 @@ class HttpLink:
 
     async def _messages(self, response: Response, via: Via) -> AsyncGenerator[Wire, None]:
         if kind_of(response) == EVENTS and response.status == 200:
-            splitter = EventSplitter(self._limits.event)
+            splitter, breaths = EventSplitter(self._limits.event), Breaths()
             async for chunk in response.chunks():
                 for raw in splitter.feed(chunk):
+                    await breaths.breathe()
                     data = read_event(raw).data
                     if data:
-                        yield _object(data)
+                        yield await aside(_object, data)
             return
         body = await self._relay.read(response)
         if response.status >= 400 and not _is_error(body):
             raise ServerStatus(via.visit.rule.name, response.status, [])
         if body:
-            yield _object(body)
+            yield await aside(_object, body)
 
     def _post(self, message: Wire, more: RawHeaders = ()) -> Upward:
         headers = [_JSON, _BOTH, *self._session_headers()]

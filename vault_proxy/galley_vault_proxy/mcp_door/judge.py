@@ -66,7 +66,8 @@ def _by_definition(
     if found.drifted:
         trace.deny("definition_drifted")
         text = (
-            f"The tool {tool} of {server} is held back: its definition has changed since it was first seen. "
+            f"The tool {tool} of {server} is held back: its definition has changed since it was first seen, or is too "
+            "large to be kept. "
             "Do not try again; tell the user that whoever runs the vault proxy has to look at it and approve it."
         )
         return tool_error(message.id, text, visit.era)

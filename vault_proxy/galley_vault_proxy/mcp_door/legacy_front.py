@@ -26,6 +26,7 @@ from galley_vault_proxy.mcp_door.sse import event
 from galley_vault_proxy.mcp_door.wire import HANDSHAKE_VERSIONS, INVALID_PARAMS, METHOD_NOT_FOUND
 
 _OUTBOX: Final = 1024
+_MOST_QUESTIONS: Final = 64
 _MOST: Final = 1024
 _IDLE_S: Final = 1800.0
 _LISTS: Final = ("tools", "prompts", "resources")
@@ -47,8 +48,12 @@ class LegacySession:
     running: dict[RequestId, "asyncio.Task[dict[str, Any] | Exception]"] = field(default_factory=dict)
     watched: set[str] = field(default_factory=set)
     listening: "asyncio.Task[dict[str, Any] | Exception] | None" = None
+    asking: int = 0
     reader: asyncio.Event = field(default_factory=asyncio.Event)
     ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+
+    def asked(self) -> None:
+        self.asking -= 1
 
     def put(self, message: Wire) -> None:
         """Something that belongs to no call. Without a reader only the newest are kept."""
@@ -287,6 +292,9 @@ class LegacyFront:
         if "id" not in got:
             session.put(got)
             return
+        if session.asking >= _MOST_QUESTIONS:
+            return  # whoever asks that much does not wait for an answer
+        session.asking += 1
 
         async def ask() -> dict[str, Any]:
             async def send(message: Wire) -> None:
@@ -304,7 +312,8 @@ class LegacyFront:
             await session.held.ready.result().answer(answer, via)
             return {}
 
-        self._tasks().create_task(contained(ask(), self._limits.call_s), name="mcp-question")
+        task = self._tasks().create_task(contained(ask(), self._limits.call_s), name="mcp-question")
+        task.add_done_callback(lambda _: session.asked())
 
     def _end(self, session: LegacySession) -> None:
         if self._sessions.pop(session.id, None) is None:

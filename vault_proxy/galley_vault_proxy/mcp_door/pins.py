@@ -12,6 +12,11 @@ from typing import Any, Final, Protocol
 
 from galley_vault_proxy.errors import Unavailable
 
+MOST_PINS: Final = 4096
+LARGEST_PIN: Final = 1 << 18
+MOST_PINNED: Final = 16 << 20
+"""For one place: how many, and how many characters, one by one and together."""
+
 INSTRUCTIONS: Final = ""
 """The name under which a server's instructions are pinned: no tool can have it."""
 
@@ -104,6 +109,18 @@ def sound(place: PinPlace, pins: Collection[Pin]) -> dict[str, Pin]:
                 error_code="pins_damaged",
             )
     return {found.name: found for found in pins}
+
+
+def fitting(new: Mapping[str, Pin], pinned: Mapping[str, Pin]) -> dict[str, Pin]:
+    """Those of the new ones that there is room for: a server must not fill the disk with names that it makes up."""
+    room, left = MOST_PINS - len(pinned), MOST_PINNED - sum(len(found.definition) for found in pinned.values())
+    fit: dict[str, Pin] = {}
+    for name, found in new.items():
+        size = len(found.definition)
+        if room > 0 and size <= min(left, LARGEST_PIN):
+            fit[name] = found
+            room, left = room - 1, left - size
+    return fit
 
 
 def _digest(text: str) -> str:

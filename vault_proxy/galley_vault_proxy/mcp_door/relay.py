@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from galley_vault_proxy.credentials.port import Injection
 from galley_vault_proxy.mcp_door.answers import EVENT_HEADERS, Reply
+from galley_vault_proxy.mcp_door.catalogue import MAX_TOOLS
 from galley_vault_proxy.mcp_door.failure import ServerFailed, ServerStatus
+from galley_vault_proxy.mcp_door.fairness import Breaths, aside
 from galley_vault_proxy.mcp_door.headers import downward, upward
 from galley_vault_proxy.mcp_door.jsonrpc import dump, error_message, read_from_server
 from galley_vault_proxy.mcp_door.keys import Keys
@@ -82,13 +84,17 @@ class Relay:
         """Ask for the tools as the client itself would, in its session. Raises ServerFailed."""
         found: list[Mapping[str, Any]] = []
         cursor: str | None = None
+        left = self._limits.answer
         try:
             async with asyncio.timeout(self._limits.list_s):
                 for _ in range(_PAGES):
-                    result = await self._ask(visit, screen, _listing(visit, cursor))
+                    result, size = await self._ask(visit, screen, _listing(visit, cursor))
+                    left -= size
+                    if left < 0:
+                        raise ServerFailed("the server's list of tools is too large", reason="list_too_large")
                     tools, cursor = result.get("tools"), result.get("nextCursor")
                     found += [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
-                    if not isinstance(cursor, str):
+                    if not isinstance(cursor, str) or len(found) > MAX_TOOLS:
                         return found
         except TimeoutError:
             raise ServerFailed("the server does not list its tools in time", reason="list_timeout") from None
@@ -162,8 +168,7 @@ class Relay:
         if kind_of(response) != "application/json":
             raise _odd(visit, status) if status < 400 else ServerStatus(visit.rule.name, status, headers)
         try:
-            value = read_from_server(body)
-            if status >= 400 and not (isinstance(value, dict) and value.get("jsonrpc") == "2.0"):
+            if status >= 400 and not _is_message(await aside(read_from_server, body)):
                 raise ServerStatus(visit.rule.name, status, headers)
             clean = await screen.message(body)
         except (BadServer, ValueError) as error:
@@ -178,6 +183,7 @@ class Relay:
         await reply.start(200, [*headers, *EVENT_HEADERS])
         resumable = False
         trouble: str | None = None
+        breaths = Breaths()
         with reply.kept_alive(self._limits.keepalive_s):
             try:
                 async with asyncio.timeout(most_s):
@@ -186,8 +192,11 @@ class Relay:
                         events = splitter.feed(chunk)
                         if events:
                             resumable = resumable or any(read_event(raw).id for raw in events)
-                            data = b"".join([await screen.event(raw) for raw in events])
-                            await reply.body(data, more=not response.ended)
+                            clean = []
+                            for raw in events:
+                                clean.append(await screen.event(raw))
+                                await breaths.breathe()
+                            await reply.body(b"".join(clean), more=not response.ended)
             except (BadServer, EventTooLarge) as error:
                 trouble = str(error)
             except ConnectionLost:
@@ -222,37 +231,41 @@ class Relay:
             raise ServerFailed("the server's answer did not end in time", reason="answer_timeout") from None
         return bytes(body)
 
-    async def _ask(self, visit: Visit, screen: Screen, up: Upward) -> Mapping[str, Any]:
+    async def _ask(self, visit: Visit, screen: Screen, up: Upward) -> tuple[Mapping[str, Any], int]:
+        """The result, and how large the answer was."""
         found: Any = None
+        size = 0
         async with self.exchange(visit, screen, replace(up, silence_s=self._limits.list_s)) as response:
             status = response.status
             if kind_of(response) == EVENTS:
-                found = await self._first_answer(response)
+                found, size = await self._first_answer(response)
             else:
+                body = await self.read(response)
+                size = len(body)
                 with suppress(ValueError):
-                    found = read_from_server(await self.read(response))
+                    found = await aside(read_from_server, body)
         if isinstance(found, dict) and isinstance(found.get("result"), dict):
-            result: Mapping[str, Any] = found["result"]
-            return result
+            return found["result"], size
         if status >= 400:
             # A session that has ended, above all: the client must learn of it as if it had asked itself.
             raise ServerStatus(visit.rule.name, status, [])
         if isinstance(found, dict) and "error" in found:
-            return {}  # a server without tools
+            return {}, size  # a server without tools
         raise ServerFailed("the server does not list its tools", reason="list_refused")
 
-    async def _first_answer(self, response: Response) -> Any:
-        splitter = EventSplitter(self._limits.event)
+    async def _first_answer(self, response: Response) -> tuple[Any, int]:
+        splitter, breaths = EventSplitter(self._limits.event), Breaths()
         try:
             async for chunk in response.chunks():
                 for raw in splitter.feed(chunk):
+                    await breaths.breathe()
                     data = read_event(raw).data
-                    value = read_from_server(data) if data else None
+                    value = await aside(read_from_server, data) if data else None
                     if isinstance(value, dict) and value.get("id") == _LIST_ID:
-                        return value
+                        return value, len(raw)
         except (ConnectionLost, ValueError, EventTooLarge):
             pass
-        return None
+        return None, 0
 
 
 _OWN: Final = frozenset({b"content-type", b"cache-control"})
@@ -274,6 +287,10 @@ def _listing(visit: Visit, cursor: str | None) -> Upward:
         headers.append((SESSION, visit.session_id.encode("latin-1")))
     message = {"jsonrpc": "2.0", "id": _LIST_ID, "method": "tools/list", "params": params}
     return Upward("POST", headers, dump(message))
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and value.get("jsonrpc") == "2.0"
 
 
 def kind_of(response: Response) -> str:

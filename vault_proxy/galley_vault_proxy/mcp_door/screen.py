@@ -7,6 +7,7 @@ from typing import Any
 from galley_vault_proxy.credentials.port import Injection
 from galley_vault_proxy.grant.token import Grant
 from galley_vault_proxy.mcp_door.catalogue import Catalogue, PinNews
+from galley_vault_proxy.mcp_door.fairness import aside
 from galley_vault_proxy.mcp_door.jsonrpc import dump, read_from_server
 from galley_vault_proxy.mcp_door.sse import read_event, with_data
 from galley_vault_proxy.policy import Allow, ToolCall, decide
@@ -33,7 +34,7 @@ class Screen:
     async def message(self, data: bytes) -> bytes:
         """One JSON message. Raises BadServer."""
         changed = await self._ruled(data)
-        return self._clean(data if changed is None else changed, whole=changed is not None)
+        return await self._clean(data if changed is None else changed)
 
     async def event(self, raw: bytes) -> bytes:
         """One event of a stream. Raises BadServer."""
@@ -42,9 +43,9 @@ class Screen:
             changed = await self._ruled(data)
             if changed is not None:
                 raw = with_data(raw, changed)
-        clean = self.text(raw)
+        clean = await aside(self.text, raw)
         if clean is not raw and data:
-            _parsed(read_event(clean).data or b"")
+            await aside(_parsed, read_event(clean).data or b"")
         return clean
 
     def text(self, data: bytes) -> bytes:
@@ -56,18 +57,18 @@ class Screen:
     async def value(self, message: dict[str, Any]) -> bytes:
         """One message that was taken apart on its way."""
         await self._rule(message)
-        return self._clean(dump(message), whole=True)
+        return await self._clean(dump(message))
 
-    def _clean(self, data: bytes, *, whole: bool) -> bytes:
-        clean = self.text(data)
+    async def _clean(self, data: bytes) -> bytes:
+        clean = await aside(self.text, data)
         if clean is not data:
             # A secret that stood outside a string leaves no JSON behind.
-            _parsed(clean)
+            await aside(_parsed, clean)
         return clean
 
     async def _ruled(self, data: bytes) -> bytes | None:
         """The message as the rules leave it; None if they leave it as it is."""
-        value = _parsed(data)
+        value = await aside(_parsed, data)
         if not isinstance(value, dict):
             raise BadServer("the server sent a message that is not a JSON object")
         return dump(value) if await self._rule(value) else None

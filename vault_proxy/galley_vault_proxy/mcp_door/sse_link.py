@@ -8,6 +8,7 @@ from urllib.parse import urljoin, urlsplit
 
 from galley_vault_proxy.mcp_door.beside import ungrouped
 from galley_vault_proxy.mcp_door.failure import ServerFailed, ServerStatus
+from galley_vault_proxy.mcp_door.fairness import Breaths, aside
 from galley_vault_proxy.mcp_door.jsonrpc import dump, read_from_server
 from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.link import Pipe, Unasked, Via, Wire
@@ -51,14 +52,15 @@ async def _read(relay: Relay, limits: Limits, via: Via, pipe: Pipe, endpoint: "a
         async with relay.exchange(via.visit, via.screen, up) as response:
             if response.status != 200 or kind_of(response) != EVENTS:
                 raise ServerStatus(via.visit.rule.name, response.status, [])
-            splitter = EventSplitter(limits.event)
+            splitter, breaths = EventSplitter(limits.event), Breaths()
             async for chunk in response.chunks():
                 for raw in splitter.feed(chunk):
+                    await breaths.breathe()
                     event = read_event(raw)
                     if event.type == b"endpoint" and not endpoint.done():
                         endpoint.set_result(_same_origin(via.visit.rule.url, event.data or b""))
                     elif event.type == b"message" and event.data:
-                        value = read_from_server(event.data)
+                        value = await aside(read_from_server, event.data)
                         if isinstance(value, dict):
                             pipe.arrived(value)
     except ServerFailed as error:

@@ -13,6 +13,7 @@ from galley_vault_proxy.credentials.port import Injection
 from galley_vault_proxy.mcp_door import stdio_cage
 from galley_vault_proxy.mcp_door.beside import ungrouped
 from galley_vault_proxy.mcp_door.failure import ServerFailed
+from galley_vault_proxy.mcp_door.fairness import Breaths, aside
 from galley_vault_proxy.mcp_door.jsonrpc import dump, read_from_server
 from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.link import Pipe, Unasked, Wire
@@ -85,10 +86,12 @@ class _Sender:
 async def _read(process: asyncio.subprocess.Process, pipe: Pipe, spoke: asyncio.Event, name: str) -> None:
     assert process.stdout is not None
     why = "has ended"
+    breaths = Breaths()
     try:
         while line := await process.stdout.readline():
+            await breaths.breathe()
             try:
-                message = read_from_server(line)
+                message = await aside(read_from_server, line)
             except ValueError:
                 # Many servers print a line or two that was meant for people.
                 logger.debug("stdio server %s: a line that is no message", name)
@@ -106,8 +109,10 @@ async def _read(process: asyncio.subprocess.Process, pipe: Pipe, spoke: asyncio.
 async def _log(process: asyncio.subprocess.Process, patterns: Patterns, spoke: asyncio.Event, name: str) -> None:
     assert process.stderr is not None
     text = ""
+    breaths = Breaths()
     with suppress(ValueError):
         while line := await process.stderr.readline():
+            await breaths.breathe()
             text = patterns.redact(line.rstrip())[:_LOGGED].decode("utf-8", "replace")
             logger.debug("stdio server %s: %s", name, text)
     if text and not spoke.is_set():
