@@ -107,6 +107,16 @@ def test_a_secret_that_is_split_over_chunks_is_found_all_the_same(spelling: str,
         assert _streamed(patterns, data, size) == patterns.redact(data), (secret, spelling)
 
 
+@pytest.mark.parametrize("size", [1, 3, 64, 10_000])
+@pytest.mark.parametrize("charset", ["utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+def test_a_secret_in_another_charset_is_found(charset: str, size: int) -> None:
+    for secret in ("ghp_16C7e42F292c6912E7710c838347Ae178B4a", "pässwörd-key"):
+        data = f"before {secret} after".encode(charset)
+        redacted = _streamed(_patterns(secret), data, size)
+        assert MARK in redacted
+        assert secret[2:-2].encode("utf-16-le" if charset == "utf-16" else charset) not in redacted
+
+
 def test_random_texts_pass_unchanged_whole_and_in_chunks() -> None:
     dice = random.Random(7)
     patterns = _patterns(*SECRETS)

@@ -17,8 +17,8 @@ from galley_vault_proxy.store.errands import Errands
 from galley_vault_proxy.store.gate import Gate
 from galley_vault_proxy.store.port import Material, SecretRef
 from galley_vault_proxy.store.session_tokens import mint_fault
-from galley_vault_proxy.store.threads import Threads
 from galley_vault_proxy.store.vault_setup import Wanted
+from galley_vault_proxy.threads import Threads
 from pydantic import JsonValue
 
 REF = SecretRef("vlt_1", "vcrd_1")

@@ -2,14 +2,15 @@
 
 Found: a secret verbatim; with any of its characters escaped for JSON, once or several times over; percent-encoded,
 once or several times over; as HTML entities; as hex; as base64 at each of its three alignments, in both alphabets,
-broken into lines or not; and all of it when it is split over chunks. A server that hides a secret on purpose cannot be
-stopped here: it has the secret. This is for the honest server that echoes what it was sent.
+broken into lines or not; in UTF-16 and in Latin-1; and all of it when it is split over chunks. A server that hides a
+secret on purpose cannot be stopped here: it has the secret. This is for the honest server that echoes what it was sent.
 """
 
 import re
 from base64 import b64encode
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -27,9 +28,7 @@ _FRAGMENT: Final = 8
 _WIDEST: Final = 14
 # An escape of an escape is undone too: `%5Cu0041` within JSON within a URL.
 _DEEPEST: Final = 3
-_PIECE: Final = 1 << 17
-_CLOSE_UP: Final = 1 << 13
-_MOST_PLACES: Final = 256
+_MOST_MEANINGS: Final = 4096
 _LINE_BREAKS: Final = (rb"\\\\{0,7}[rn][ \t]?", rb"\r[ \t]?", rb"\n[ \t]?")
 # What may be the beginning of an escape at the end of a chunk.
 _CUT: Final = re.compile(
@@ -45,22 +44,24 @@ class Patterns:
         texts = sorted({secret.reveal() for secret in secrets})
         texts = [text for text in texts if len(text.encode("utf-8", "replace")) >= SHORTEST]
         characters = {character for text in texts for character in text}
-        self._telling = re.compile(b"|".join(_escapes(characters)), re.IGNORECASE)
+        # Whether there is an escape shows its last backslash, however many stand before it.
+        self._telling = re.compile(b"|".join(_escapes(characters, run=rb"\\")), re.IGNORECASE)
+        escapes = _escapes(characters, run=rb"\\\\{0,7}")
         self._escape = re.compile(
-            b"|".join([*_escapes(characters), rb"\\\\{0,7}(?=[/\"'])", *_LINE_BREAKS, rb"\\\\{1,15}"]), re.IGNORECASE
+            b"|".join([*escapes, rb"\\\\{0,7}(?=[/\"'])", *_LINE_BREAKS, rb"\\\\{1,15}"]), re.IGNORECASE
         )
+        self._meanings: dict[bytes, bytes] = {}
         verbatim = [text.encode("utf-8", "replace") for text in texts]
         encoded = [form for raw in verbatim for form in _encodings(raw)]
         spaced = [raw.replace(b" ", b"+") for raw in verbatim if b" " in raw]
-        self._raw = tuple(dict.fromkeys([*verbatim, *encoded, *spaced]))
+        charsets = [form for text in texts for form in _in_other_charsets(text)]
+        self._raw = tuple(dict.fromkeys([*verbatim, *encoded, *spaced, *charsets]))
         # What stands in a text whose escapes are undone is the secret with its own escapes undone.
-        plain = dict.fromkeys(view.text for form in self._raw for view in self._views(form))
+        plain = dict.fromkeys(text for form in self._raw for text in self._plainer(form))
         self._plain = tuple(form for form in plain if len(form) >= SHORTEST)
         self._hints = tuple(dict.fromkeys(hint for form in self._raw for hint in _hints(form)))
         widest = max((len(raw) for raw in verbatim), default=0)
         longest = max((len(form) for form in self._raw), default=0)
-        # What each escape means; there are only so many that are looked for.
-        self._meanings: dict[bytes, bytes] = {}
         # How far back from the end of what has come the beginning of a secret can lie.
         self.reach = max(widest * _WIDEST, longest * 2) + 64 if self._raw else 0
 
@@ -72,66 +73,15 @@ class Patterns:
         return _marked(data, self.find(data))
 
     def find(self, data: bytes) -> list[Span]:
-        """Where the secrets stand: spans in order, none touching the next.
-
-        Of a text that is full of secrets, more than an honest server has in it, everything is one span.
-        """
-        if not self._raw:
-            return []
-        spans: list[Span] = []
-        left = [_MOST_PLACES]
-        # In pieces, so that no call takes long in which nothing else can run.
-        for base in range(0, len(data), _PIECE):
-            start = max(0, base - self.reach)
-            piece = data[start : base + _PIECE + self.reach]
-            if self._suspicious(piece):
-                spans += ((start + first, start + last) for first, last in self._search(piece, left))
-            if left[0] < 0:
-                return [(0, len(data))]
-        return _merged(spans)
-
-    def _search(self, data: bytes, left: list[int]) -> list[Span]:
-        """Where in a piece, narrowed down before anything is looked at escape by escape, which takes long."""
-        if not self._holds(data):
-            return []
-        if len(data) > max(_CLOSE_UP, 4 * self.reach):
-            middle = len(data) // 2
-            start = middle - self.reach
-            second = self._search(data[start:], left) if left[0] >= 0 else []
-            return [
-                *self._search(data[: middle + self.reach], left),
-                *((start + first, start + last) for first, last in second),
-            ]
-        left[0] -= 1
-        if left[0] < 0:
+        """Where the secrets stand: spans in order, none touching the next."""
+        if not self._raw or not self._suspicious(data):
             return []
         spans = [span for form in self._raw for span in _occurrences(data, form)]
-        views: list[_View] = []
-        for view in self._views(data):
-            views.append(view)
-            for form in self._plain:
-                spans += [_mapped(views, span) for span in _occurrences(view.text, form)]
-        return spans
-
-    def _holds(self, data: bytes) -> bool:
-        """Whether a secret is in it, however it is written."""
-        if any(form in data for form in self._raw):
-            return True
-        for _ in range(_DEEPEST):
-            plain = self._escape.sub(self._undone, data)
-            if any(form in plain for form in self._plain):
-                return True
-            if plain == data:
-                return False
-            data = plain
-        return False
-
-    def _undone(self, escape: re.Match[bytes]) -> bytes:
-        text = escape[0]
-        meant = self._meanings.get(text)
-        if meant is None:
-            meant = self._meanings[text] = _meaning(text)
-        return meant
+        views = _Views(data, self._escape, self._meant)
+        for depth, text in enumerate(self._plainer(data), 1):
+            found = [span for form in self._plain for span in _occurrences(text, form)]
+            spans += [views.mapped(depth, span) for span in found]
+        return _merged(spans)
 
     def held_from(self, data: bytes) -> int:
         """From where on the data must be kept: what follows may turn it into a secret. Its length if nothing need."""
@@ -140,7 +90,7 @@ class Patterns:
         base = max(0, len(data) - self.reach)
         tail = data[base:]
         first = min((_beginning(tail, form) for form in self._raw), default=len(tail))
-        views: list[_View] = []
+        cuts: list[bytes] = []  # what each text was without the half of an escape at its end
         text = tail
         while True:
             # What may be half an escape is no text yet: it may become any character.
@@ -148,26 +98,38 @@ class Patterns:
             whole = text[: cut.start()] if cut else text
             place = min((_beginning(whole, form) for form in self._plain), default=len(whole))
             if place < len(text):
-                first = min(first, _mapped(views, (place, place + 1))[0])
-            if len(views) == _DEEPEST:
+                span = (place, place + 1)
+                for shorter in reversed(cuts):
+                    span = _View.of(shorter, self._escape, self._meant).span(*span)
+                first = min(first, span[0])
+            if len(cuts) == _DEEPEST:
                 return base + first
-            views.append(_View.of(whole, self._escape))
-            if views[-1].text == whole:
+            cuts.append(whole)
+            text = self._escape.sub(self._meant, whole)
+            if text == whole:
                 return base + first
-            text = views[-1].text
 
     def _suspicious(self, data: bytes) -> bool:
         # Almost all that passes is not, and then this is all that it costs.
         return any(hint in data for hint in self._hints) or self._telling.search(data) is not None
 
-    def _views(self, data: bytes) -> Iterator["_View"]:
+    def _plainer(self, data: bytes) -> Iterator[bytes]:
         """The text with its escapes undone, once and, where that makes new ones, again."""
         for _ in range(_DEEPEST):
-            view = _View.of(data, self._escape)
-            yield view
-            if view.text == data:
+            text = self._escape.sub(self._meant, data)
+            yield text
+            if text == data:
                 return
-            data = view.text
+            data = text
+
+    def _meant(self, escape: re.Match[bytes]) -> bytes:
+        """What an escape stands for. A text may be made of nothing else, so each is worked out once."""
+        known = self._meanings.get(escape[0])
+        if known is None:
+            if len(self._meanings) >= _MOST_MEANINGS:
+                self._meanings.clear()
+            known = self._meanings[escape[0]] = _meaning(escape[0])
+        return known
 
 
 class Redactor:
@@ -182,7 +144,7 @@ class Redactor:
         self.hits = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        if not self._patterns:
+        if not self._patterns or not chunk:
             return chunk
         data = self._held + chunk
         spans = self._patterns.find(data)
@@ -196,6 +158,8 @@ class Redactor:
 
     def flush(self) -> bytes:
         data = self._held
+        if not data:
+            return b""
         return self._pass(data, self._patterns.find(data), len(data))
 
     def _pass(self, data: bytes, spans: list[Span], until: int) -> bytes:
@@ -221,7 +185,7 @@ class _View:
     ends: list[int]
 
     @classmethod
-    def of(cls, data: bytes, escape: re.Pattern[bytes]) -> "_View":
+    def of(cls, data: bytes, escape: re.Pattern[bytes], meant: Callable[[re.Match[bytes]], bytes]) -> "_View":
         parts: list[bytes] = []
         at, raw, ends = [0], [0], [0]
         position = length = 0
@@ -229,13 +193,13 @@ class _View:
             start, end = match.span()
             parts.append(data[position:start])
             length += start - position
-            meant = _meaning(match[0])
-            if meant:
+            plain = meant(match)
+            if plain:
                 at.append(length)
                 raw.append(start)
                 ends.append(end)
-                parts.append(meant)
-                length += len(meant)
+                parts.append(plain)
+                length += len(plain)
             at.append(length)
             raw.append(end)
             ends.append(0)
@@ -252,31 +216,44 @@ class _View:
         return self.start(start), self.ends[last] or self.raw[last] + end - self.at[last]
 
 
-def _mapped(views: list["_View"], span: Span) -> Span:
-    """Where something in the last of these views, each made of the one before, stands in what the first was made of."""
-    for view in reversed(views):
-        span = view.span(*span)
-    return span
+class _Views:
+    """The views of a text, each made of the one before. They are made only for a text in which something was found."""
+
+    def __init__(self, data: bytes, escape: re.Pattern[bytes], meant: Callable[[re.Match[bytes]], bytes]) -> None:
+        self._next = data
+        self._escape = escape
+        self._meant = meant
+        self._made: list[_View] = []
+
+    def mapped(self, depth: int, span: Span) -> Span:
+        """Where something in the view of this depth stands in the text itself."""
+        while len(self._made) < depth:
+            self._made.append(_View.of(self._next, self._escape, self._meant))
+            self._next = self._made[-1].text
+        for view in reversed(self._made[:depth]):
+            span = view.span(*span)
+        return span
 
 
-def _escapes(characters: Collection[str]) -> list[bytes]:
+def _escapes(characters: Collection[str], *, run: bytes) -> list[bytes]:
     """What matches the escapes of the characters in question, and of no others: most in a text are not theirs."""
     # Beside the secrets' own characters, those of base64 that some encoders escape.
     wanted = sorted({*characters, *"+/=-_"})
     single = sorted({byte for character in wanted for byte in character.encode("utf-8", "replace")})
     units = b"|".join(_utf16(character) for character in wanted)
     pairs = b"|".join(b"%02x" % byte for byte in single)
-    numbers = b"|".join(b"0{0,5}%d|x0{0,5}%x" % (ord(character), ord(character)) for character in wanted)
+    decimals = b"|".join(b"%d" % ord(character) for character in wanted)
+    hexadecimals = b"|".join(b"%x" % ord(character) for character in wanted)
     names = b"".join(b"|" + name for character, name in _NAMED.items() if character in characters)
     quoted = re.escape("".join(sorted({"/", *"\"'"} & set(wanted)))).encode()
     # Each begins with one certain character: only then does `re` skip over the rest of a text quickly.
     return [
-        rb"\\\\{0,7}(?:" + units + rb")",
-        rb"\\\\{0,7}x(?:" + pairs + rb")",
+        run + rb"(?:" + units + rb")",
+        run + rb"x(?:" + pairs + rb")",
         rb"%(?:25){0,3}(?:" + pairs + rb")",
-        rb"&(?:#(?:" + numbers + rb")" + names + rb");",
-        rb"\\\\{0,7}(?=[" + quoted + rb"])",
-        *([rb"\\\\{1,15}"] if "\\" in characters else []),
+        rb"&(?:#(?:0{0,5}+(?:" + decimals + rb")|x0{0,5}+(?:" + hexadecimals + rb"))" + names + rb");",
+        run + rb"(?=[" + quoted + rb"])",
+        *([run] if "\\" in characters else []),
     ]
 
 
@@ -321,6 +298,15 @@ def _encodings(raw: bytes) -> Iterator[bytes]:
         if len(inner) >= SHORTEST:
             yield inner
             yield inner.translate(bytes.maketrans(b"+/", b"-_"))
+
+
+def _in_other_charsets(text: str) -> Iterator[bytes]:
+    # Without the zero at one end: then it is the same for both orders of the bytes of ASCII.
+    for charset in ("utf-16-le", "utf-16-be"):
+        yield text.encode(charset, "surrogatepass").strip(b"\0")
+    if not text.isascii():
+        with suppress(UnicodeEncodeError):
+            yield text.encode("latin-1")
 
 
 def _hints(form: bytes) -> Iterator[bytes]:

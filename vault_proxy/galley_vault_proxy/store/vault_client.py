@@ -9,9 +9,9 @@ from typing import Final, Self
 
 from galley_vault_proxy.settings import VaultSettings
 from galley_vault_proxy.store.breaker import Breaker
-from galley_vault_proxy.store.threads import Threads
 from galley_vault_proxy.store.vault_adapter import Answer, Request, VaultAdapter
 from galley_vault_proxy.store.vault_fault import Down, VaultFault
+from galley_vault_proxy.threads import Threads
 
 _THREADS: Final = 16
 _PATIENT_THREADS: Final = 8
