@@ -167,7 +167,11 @@ async def test_a_server_that_is_not_there_is_told_in_the_protocols_own_words(tmp
 
     assert got.status_code == 502
     assert got.json()["id"] == message["id"]
-    assert got.json()["error"]["data"] == {"type": "mcp_connection_failed_error", "mcp_server_name": "up"}
+    assert got.json()["error"]["data"] == {
+        "type": "mcp_connection_failed_error",
+        "mcp_server_name": "up",
+        "nothing_done": True,
+    }
 
 
 async def test_a_private_address_is_not_connected_to(tmp_path: Path) -> None:

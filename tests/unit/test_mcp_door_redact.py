@@ -200,3 +200,12 @@ def test_a_wrapped_private_key_is_found() -> None:
 
     assert MARK in _patterns(secret).redact(json.dumps({"pem": secret}).encode())
     assert MARK in _patterns(secret).redact(secret.replace("\n", "\r\n").encode())
+
+
+def test_a_secret_is_found_wherever_it_stands_in_a_large_text() -> None:
+    secret = SECRETS[2]
+    patterns = _patterns(secret)
+    written = _every_character_escaped(secret).encode()
+    for before in (131_072 - 400, 131_072 - len(written) // 2, 131_072 - 1, 131_072, 262_144 - 7):
+        data = b"x" * before + written + b"y" * 200_000
+        assert patterns.redact(data) == b"x" * before + MARK + b"y" * 200_000

@@ -29,6 +29,7 @@ _WIDEST: Final = 14
 # An escape of an escape is undone too: `%5Cu0041` within JSON within a URL.
 _DEEPEST: Final = 3
 _MOST_MEANINGS: Final = 4096
+_PIECE: Final = 1 << 17
 _LINE_BREAKS: Final = (rb"\\\\{0,7}[rn][ \t]?", rb"\r[ \t]?", rb"\n[ \t]?")
 # What may be the beginning of an escape at the end of a chunk.
 _CUT: Final = re.compile(
@@ -74,14 +75,27 @@ class Patterns:
 
     def find(self, data: bytes) -> list[Span]:
         """Where the secrets stand: spans in order, none touching the next."""
-        if not self._raw or not self._suspicious(data):
+        if not self._raw:
+            return []
+        if len(data) <= _PIECE:
+            return _merged(self._found(data))
+        spans: list[Span] = []
+        # In pieces that overlap, so that no step of it is so long that nothing else can run meanwhile.
+        for base in range(0, len(data), _PIECE):
+            start = max(0, base - self.reach)
+            piece = data[start : base + _PIECE + self.reach]
+            spans += ((start + first, start + last) for first, last in self._found(piece))
+        return _merged(spans)
+
+    def _found(self, data: bytes) -> list[Span]:
+        if not self._suspicious(data):
             return []
         spans = [span for form in self._raw for span in _occurrences(data, form)]
         views = _Views(data, self._escape, self._meant)
         for depth, text in enumerate(self._plainer(data), 1):
             found = [span for form in self._plain for span in _occurrences(text, form)]
             spans += [views.mapped(depth, span) for span in found]
-        return _merged(spans)
+        return spans
 
     def held_from(self, data: bytes) -> int:
         """From where on the data must be kept: what follows may turn it into a secret. Its length if nothing need."""
