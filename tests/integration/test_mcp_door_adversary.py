@@ -3,11 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from galley_vault_proxy.grant.narrow import narrow
+from galley_vault_proxy.http import serving
 from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.preamble import greeting
 from starlette.responses import Response
@@ -295,6 +297,64 @@ async def test_a_flood_is_held_back(tmp_path: Path, up: Upstream) -> None:
     assert statuses == [200, 200, 200, 429, 429]
     assert int(got.headers["retry-after"]) > 0
     assert len(up.received) == 3
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /mcp/up HTTP/1.1\r\nhost: localhost\r\n"])
+async def test_connections_on_which_nothing_happens_shut_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(serving, "MOST_WAITING", 20)
+
+    async def answer(got: Received) -> Response | None:
+        return events(b": begun\n\n", asyncio.Event()) if got.verb == "GET" else None
+
+    async with scripted(answer) as up, open_door(tmp_path) as door, through(door, up) as client:
+        parts = urlsplit(door.url)
+        async with client.http.stream("GET", client.url, headers=client.headers({})) as stream:
+            pieces = stream.aiter_bytes()
+            await anext(pieces)
+            idle = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(60)]
+            for _, writer in idle:
+                writer.write(sent)
+            async with asyncio.timeout(5):
+                with suppress(ConnectionError):
+                    assert await idle[0][0].read() == b""
+            assert (await client.call("echo", {"text": "x"})).status_code == 200
+            await door.registry.revoke_session("sesn_1")
+            async with asyncio.timeout(5):
+                # It was open all the while: what ends it is the revocation.
+                assert [piece async for piece in pieces] == []
+        for _, writer in idle:
+            writer.close()
+
+
+@pytest.mark.parametrize("name", [b"mcp-param-region", b"mcp-something-new"])
+async def test_no_header_of_the_protocol_may_be_there_twice(door: Opened, up: Upstream, name: bytes) -> None:
+    token = (await door.token({"up": up.url})).encode()
+    body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+    got = await raw(
+        door,
+        b"POST /mcp/up HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        b"authorization: Bearer %b\r\ncontent-length: %d\r\n%b: a\r\n%b: a\r\n\r\n%b"
+        % (token, len(body), name, name, body),
+    )
+
+    assert got.startswith(b"HTTP/1.1 400")
+    assert up.received == []
+
+
+@pytest.mark.parametrize("header", [b"mcp-name: a\x00b", b"mcp-name: a\rb", b"mcp-na\x00me: a", b"mcp-name : a"])
+async def test_a_header_with_a_break_in_it_never_gets_up(door: Opened, up: Upstream, header: bytes) -> None:
+    token = (await door.token({"up": up.url})).encode()
+    body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+    got = await raw(
+        door,
+        b"POST /mcp/up HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        b"authorization: Bearer %b\r\ncontent-length: %d\r\n%b\r\n\r\n%b" % (token, len(body), header, body),
+    )
+
+    assert got.startswith(b"HTTP/1.1 400")
+    assert up.received == []
 
 
 async def test_the_grant_itself_never_goes_up_nor_into_the_audit(door: Opened, up: Upstream) -> None:

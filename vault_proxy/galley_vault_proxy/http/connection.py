@@ -21,6 +21,7 @@ TUNNEL: Final = "galley.tunnel"
 
 MAX_HEAD: Final = 64 * 1024
 HEAD_S: Final = 20.0
+MOST_WAITING: Final = 1024
 
 
 class HeadHolding:
@@ -57,19 +58,46 @@ class HeadHolding:
             self._transport.write(head)
 
 
-def connection_class(key: Secret, *, head_s: float = HEAD_S) -> type[HttpToolsProtocol]:
+def connection_class(
+    key: Secret, *, head_s: float = HEAD_S, most_waiting: int = MOST_WAITING
+) -> type[HttpToolsProtocol]:
     """The class for one proxy's connections."""
 
     class Connection(GuardedConnection):
         service_key = key
         patience = head_s
+        waiting = Waiting(most_waiting)
 
     return Connection
+
+
+class Waiting:
+    """The connections on which nothing is being done: no whole head has come, or the next request has not.
+
+    Opening them costs nothing, and as many as can be had at all would shut everybody else out. So of too many the one
+    that has waited longest goes: whoever has something to ask does so long before it is their turn.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._connections: dict[GuardedConnection, None] = {}
+
+    def add(self, connection: "GuardedConnection") -> None:
+        self._connections.pop(connection, None)
+        self._connections[connection] = None
+        if len(self._connections) > self._most:
+            longest = next(iter(self._connections))
+            del self._connections[longest]
+            longest.transport.abort()
+
+    def discard(self, connection: "GuardedConnection") -> None:
+        self._connections.pop(connection, None)
 
 
 class GuardedConnection(HttpToolsProtocol):
     service_key: Secret
     patience: float
+    waiting: Waiting
 
     def __init__(
         self,
@@ -89,6 +117,7 @@ class GuardedConnection(HttpToolsProtocol):
         listener = transport.get_extra_info("socket")
         if listener is not None and listener.family == socket.AF_UNIX:
             self._opening = Opening(self.service_key)
+        self.waiting.add(self)
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
@@ -125,9 +154,16 @@ class GuardedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_waiting()
+        self.waiting.discard(self)
         super().on_headers_complete()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+            self.waiting.add(self)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.waiting.discard(self)
         self._stop_waiting()
         super().connection_lost(exc)
 

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -14,11 +15,12 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from galley_vault_proxy.errors import ConfigError
-from galley_vault_proxy.http.connection import connection_class
+from galley_vault_proxy.http.connection import MOST_WAITING, connection_class
 from galley_vault_proxy.secret import Secret
 
 BACKLOG: Final = 1024
 _MOST_CONNECTIONS: Final = 4096
+_FILES: Final = 1 << 16
 # Longer than any client keeps an idle connection: whoever closes first loses the request that crosses the close.
 _KEEP_ALIVE_S: Final = 120
 
@@ -67,7 +69,7 @@ async def serve_on(
     server = _Server(
         uvicorn.Config(
             app,
-            http=connection_class(key),
+            http=connection_class(key, most_waiting=_most_waiting()),
             interface="asgi3",
             lifespan="off",
             proxy_headers=False,
@@ -154,6 +156,16 @@ def _answered(path: Path) -> bool:
         except OSError:
             return False
         return True
+
+
+def _most_waiting() -> int:
+    """A quarter of what may be open: the rest is for what is being done."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(16, min(MOST_WAITING, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
 
 @asynccontextmanager
