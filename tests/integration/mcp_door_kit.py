@@ -50,7 +50,7 @@ class KnownCredentials:
         if token is None:
             return None
         version = self.versions.get(url, 1)
-        return Injection("Authorization", Secret(f"Bearer {token}"), f"vcrd_{_plain(url)}", version, (Secret(token),))
+        return Injection("Authorization", Secret(f"Bearer {token}"), self.id_of(url), version, (Secret(token),))
 
     async def for_host(self, session_id: str, vault_ids: Sequence[str]) -> Sequence[EnvCredential]:
         return ()
@@ -61,10 +61,13 @@ class KnownCredentials:
     async def refresh(self, credential_id: str, seen_version: int) -> bool:
         self.refreshed.append((credential_id, seen_version))
         for url, token in self.renewals.items():
-            if credential_id == f"vcrd_{_plain(url)}":
+            if credential_id == self.id_of(url):
                 self.rotate(url, token)
                 return True
         return False
+
+    def id_of(self, url: str) -> str:
+        return f"vcrd_{_plain(url)}"
 
     def rotate(self, url: str, token: str) -> None:
         self.tokens[url] = token

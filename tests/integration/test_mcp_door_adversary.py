@@ -326,6 +326,8 @@ async def test_connections_on_which_nothing_happens_shut_nobody_out(
                 assert [piece async for piece in pieces] == []
         for _, writer in idle:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 @pytest.mark.parametrize("name", [b"mcp-param-region", b"mcp-something-new"])

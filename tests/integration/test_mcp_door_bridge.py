@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +382,55 @@ async def test_a_stdio_server_sees_its_credential_and_nothing_else_of_ours(tmp_p
     }
     assert (got["secret"], got["root"]) == (False, False)
     assert got["pids"] <= 3
+
+
+# A server that has its credential, and is careless with it.
+CARELESS = """
+import hashlib, json, os, sys
+token = os.environ["TOKEN"]
+print("starting with", token, "a line for people", flush=True)
+print("starting with", token, file=sys.stderr, flush=True)
+for line in sys.stdin:
+    message = json.loads(line)
+    if "id" in message:
+        info = {"name": token, "version": hashlib.sha256(token.encode()).hexdigest()}
+        result = {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": info, "instructions": token}
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
+
+
+@pytest.mark.bubblewrap
+async def test_the_credential_of_a_stdio_server_is_in_its_environment_and_nowhere_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    server = StdioServer("careless", "/usr/bin/python3", ("-c", CARELESS), "TOKEN", protocol="legacy")
+    async with open_door(tmp_path, stdio={"careless": server}) as door:
+        door.credentials.tokens["stdio:careless"] = CANARY
+        async with through(door, Upstream("stdio:careless")) as client:
+            got = await client.initialize()
+            seen = await asyncio.to_thread(seen_by_everybody)
+        lines = await door.lines()
+
+    # It has it, and has shown it everywhere that it can.
+    assert got.json()["result"]["serverInfo"]["version"] == sha256(CANARY.encode()).hexdigest()
+    assert got.json()["result"]["instructions"] == "[redacted]"
+    assert "starting with [redacted]" in caplog.text
+    for text in (got.text, caplog.text, str(seen), str(dict(os.environ)), str(lines), everything_in(tmp_path)):
+        assert CANARY not in text
+
+
+def seen_by_everybody() -> list[Any]:
+    """The arguments of every process, and the environment that ours was started with."""
+    found: list[Any] = [psutil.Process().environ()]
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            found.append(process.cmdline())
+    return found
+
+
+def everything_in(place: Path) -> str:
+    return "".join(path.read_bytes().decode("latin-1") for path in place.rglob("*") if path.is_file())
 
 
 @pytest.mark.bubblewrap

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from galley_vault_proxy.mcp_door.pins import PinPlace
 from starlette.responses import Response
 
 from tests.integration.mcp_door_client import through
@@ -128,3 +129,43 @@ async def test_a_real_server_that_shows_its_headers_shows_nothing(tmp_path: Path
     assert "[redacted]" in got.text
     assert not leaked(got.text)
     assert client.token not in got.text
+
+
+@pytest.mark.parametrize("listed", [False, True])
+async def test_a_definition_with_the_credential_in_it_is_kept_without(tmp_path: Path, listed: bool) -> None:
+    """Listed by the client or by the door itself: what is pinned lies in a file, and is shown to whoever runs this."""
+    async with scripted() as up, open_door(tmp_path) as door:
+        door.credentials.tokens[up.url] = CANARY
+        up.tools[0]["description"] = f"Says what it is told. Calls the API with {CANARY}"
+        async with through(door, up) as client:
+            shown = await client.send(client.message("tools/list")) if listed else None
+            called = await client.call("echo", {"text": "x"})
+        kept = (await door.pins.load(PinPlace(up.url, door.credentials.id_of(up.url))))["echo"]
+
+    assert kept.value["description"] == "Says what it is told. Calls the API with [redacted]"
+    assert called.json()["result"]["content"][0]["text"] == "x"
+    assert shown is None or CANARY not in shown.text
+
+
+async def test_an_answer_over_the_bridge_with_the_credential_outside_a_string_is_told_as_an_error(
+    tmp_path: Path,
+) -> None:
+    async def answer(got: Received) -> Response | None:
+        if got.headers.get("mcp-protocol-version") == "2026-07-28":
+            return reply({"id": None}, error={"code": -32000, "message": "unsupported"}, status=400)
+        if got.method != "tools/call":
+            return None
+        progress = {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": None}}
+        body = b'{"jsonrpc":"2.0","id":%d,"result":{"n":123456789012}}' % got.message["id"]
+        progress["params"] = {"progressToken": got.message["params"]["_meta"]["progressToken"], "progress": 1}
+        return events(b"data: " + json.dumps(progress).encode() + b"\n\ndata: " + body + b"\n\n")
+
+    async with scripted(answer) as up, open_door(tmp_path) as door:
+        door.credentials.tokens[up.url] = "123456789012"
+        async with through(door, up, modern=True) as client:
+            params = {"name": "echo", "arguments": {"text": "x"}, "_meta": {"progressToken": "p"}}
+            got = await client.send(client.message("tools/call", params))
+
+    assert '"progress":1' in got.text
+    assert '"code":-32603' in got.text
+    assert "123456789012" not in got.text

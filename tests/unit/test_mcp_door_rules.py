@@ -1,6 +1,5 @@
 """The rules of the door: arguments, pins, lint, rates, the seal of sessions, the gate."""
 
-import time
 from typing import Any
 
 import pytest
@@ -59,10 +58,8 @@ def _nested(depth: int) -> dict[str, Any]:
     ],
 )
 def test_a_schema_that_would_fetch_hang_or_break_is_told_and_not_used(schema: object, arguments: Any) -> None:
-    began = time.monotonic()
     with pytest.raises(UncheckableSchema):
         ArgumentCheck(schema).problems(arguments)
-    assert time.monotonic() - began < 3
 
 
 def test_a_pattern_that_could_take_for_ever_is_left_to_the_server() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from starlette.types import Send
 
 from galley_vault_proxy.mcp_door.jsonrpc import Object, RequestId, dump, error_message, result_message
+from galley_vault_proxy.mcp_door.sse import event
 from galley_vault_proxy.mcp_door.wire import (
     HEADER_MISMATCH,
     INTERNAL_ERROR,
@@ -118,7 +119,12 @@ class Reply:
         await self.body(body, more=False)
 
     async def answer(self, answer: Answer) -> None:
-        if answer.message is None:
+        if self.status is not None:
+            # A stream has begun: what is left to say is its last event.
+            if not self.ended and answer.message is not None:
+                await self.body(event(dump(answer.message)))
+            await self.end()
+        elif answer.message is None:
             await self.whole(answer.status, answer.headers, b"")
         else:
             await self.whole(answer.status, [JSON_TYPE, *answer.headers], dump(answer.message))

@@ -9,9 +9,9 @@ Who holds a grant talks to the servers that it names as if to the server itself,
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
@@ -179,9 +179,6 @@ class McpDoor:
             logger.exception("the MCP door failed")
             trace.deny("internal_error")
             answer = refusal(500, "the vault proxy failed; its log says why", code=INTERNAL_ERROR)
-        if reply.status is not None:
-            await reply.end()
-            return None
         return answer
 
     async def _serve(
@@ -282,7 +279,11 @@ class McpDoor:
                 injection,
             )
             trace.screen = screen
-            denied = await judge(visit, screen, lambda: self._bridge.list_tools(visit, screen), trace)
+
+            async def listed() -> Sequence[Mapping[str, Any]]:
+                return await screen.tools(await self._bridge.list_tools(visit, screen))
+
+            denied = await judge(visit, screen, listed, trace)
             if denied is not None:
                 return denied
             with self._as_stream(visit, scope, trace):

@@ -28,7 +28,6 @@ from galley_vault_proxy.mcp_door.jsonrpc import (
 )
 from galley_vault_proxy.mcp_door.limits import Limits
 from galley_vault_proxy.mcp_door.link import Via, Wire
-from galley_vault_proxy.mcp_door.screen import BadServer
 from galley_vault_proxy.mcp_door.visit import Principal
 from galley_vault_proxy.mcp_door.wire import (
     INVALID_PARAMS,
@@ -302,8 +301,6 @@ async def contained(work: Coroutine[Any, Any, dict[str, Any]], most_s: float) ->
         return error
     except TimeoutError:
         return ServerFailed("the call took too long", reason="call_timeout")
-    except BadServer as error:
-        return ServerFailed(str(error), reason="bad_answer")
     except Exception:
         logger.exception("a call over the bridge failed")
         return ServerFailed("the vault proxy failed; its log says why", reason="internal_error")

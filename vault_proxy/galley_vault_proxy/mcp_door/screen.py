@@ -1,12 +1,13 @@
 """What the door does to messages that come back: tool lists filtered, secrets taken out, the rest byte for byte."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from galley_vault_proxy.credentials.port import Injection
 from galley_vault_proxy.grant.token import Grant
 from galley_vault_proxy.mcp_door.catalogue import Catalogue, PinNews
+from galley_vault_proxy.mcp_door.failure import ServerFailed
 from galley_vault_proxy.mcp_door.fairness import aside
 from galley_vault_proxy.mcp_door.jsonrpc import dump, read_from_server
 from galley_vault_proxy.mcp_door.sse import read_event, with_data
@@ -14,8 +15,11 @@ from galley_vault_proxy.policy import Allow, ToolCall, decide
 from galley_vault_proxy.redact import Patterns
 
 
-class BadServer(Exception):
-    """The server sent what cannot be passed on. The message is safe to show."""
+class BadServer(ServerFailed):
+    """The server sent what cannot be passed on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="bad_answer")
 
 
 @dataclass(slots=True)
@@ -33,20 +37,16 @@ class Screen:
 
     async def message(self, data: bytes) -> bytes:
         """One JSON message. Raises BadServer."""
-        changed = await self._ruled(data)
-        return await self._clean(data if changed is None else changed)
+        clean = await aside(self.text, data)
+        changed = await self._ruled(clean)
+        return clean if changed is None else changed
 
     async def event(self, raw: bytes) -> bytes:
         """One event of a stream. Raises BadServer."""
-        data = read_event(raw).data
-        if data:
-            changed = await self._ruled(data)
-            if changed is not None:
-                raw = with_data(raw, changed)
         clean = await aside(self.text, raw)
-        if clean is not raw and data:
-            await aside(_parsed, read_event(clean).data or b"")
-        return clean
+        data = read_event(clean).data
+        changed = await self._ruled(data) if data else None
+        return clean if changed is None else with_data(clean, changed)
 
     def text(self, data: bytes) -> bytes:
         """Anything else: only secrets are taken out."""
@@ -56,18 +56,23 @@ class Screen:
 
     async def value(self, message: dict[str, Any]) -> bytes:
         """One message that was taken apart on its way."""
-        await self._rule(message)
-        return await self._clean(dump(message))
+        return await self.message(dump(message))
 
-    async def _clean(self, data: bytes) -> bytes:
+    async def tools(self, listed: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """A list of tools that the door has asked for itself. What is kept of it must hold no secret either."""
+        data = dump(listed)
         clean = await aside(self.text, data)
-        if clean is not data:
-            # A secret that stood outside a string leaves no JSON behind.
-            await aside(_parsed, clean)
-        return clean
+        if clean is data:
+            return listed
+        found: Sequence[Mapping[str, Any]] = await aside(_parsed, clean)
+        return found
 
     async def _ruled(self, data: bytes) -> bytes | None:
-        """The message as the rules leave it; None if they leave it as it is."""
+        """The message as the rules leave it; None if they leave it as it is.
+
+        Secrets are out of it already: definitions are kept, and shown to whoever runs the proxy. If one stood outside
+        a string, what is left is no JSON.
+        """
         value = await aside(_parsed, data)
         if not isinstance(value, dict):
             raise BadServer("the server sent a message that is not a JSON object")
