@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -308,23 +308,35 @@ async def test_connections_on_which_nothing_happens_shut_nobody_out(
     async def answer(got: Received) -> Response | None:
         return events(b": begun\n\n", asyncio.Event()) if got.verb == "GET" else None
 
-    async with scripted(answer) as up, open_door(tmp_path) as door, through(door, up) as client:
-        parts = urlsplit(door.url)
-        async with client.http.stream("GET", client.url, headers=client.headers({})) as stream:
-            pieces = stream.aiter_bytes()
-            await anext(pieces)
-            idle = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(60)]
-            for _, writer in idle:
-                writer.write(sent)
-            async with asyncio.timeout(5):
-                with suppress(ConnectionError):
-                    assert await idle[0][0].read() == b""
-            assert (await client.call("echo", {"text": "x"})).status_code == 200
-            await door.registry.revoke_session("sesn_1")
-            async with asyncio.timeout(5):
-                # It was open all the while: what ends it is the revocation.
-                assert [piece async for piece in pieces] == []
-        for _, writer in idle:
+    async with (
+        scripted(answer) as up,
+        open_door(tmp_path) as door,
+        through(door, up) as client,
+        client.http.stream("GET", client.url, headers=client.headers({})) as stream,
+        idle_connections(door, 60, sent) as idle,
+    ):
+        pieces = stream.aiter_bytes()
+        await anext(pieces)
+        async with asyncio.timeout(5):
+            with suppress(ConnectionError):
+                assert await idle[0].read() == b""
+        assert (await client.call("echo", {"text": "x"})).status_code == 200
+        await door.registry.revoke_session("sesn_1")
+        async with asyncio.timeout(5):
+            # It was open all the while: what ends it is the revocation.
+            assert [piece async for piece in pieces] == []
+
+
+@asynccontextmanager
+async def idle_connections(door: Opened, count: int, sent: bytes) -> AsyncIterator[list[asyncio.StreamReader]]:
+    parts = urlsplit(door.url)
+    opened = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(count)]
+    try:
+        for _, writer in opened:
+            writer.write(sent)
+        yield [reader for reader, _ in opened]
+    finally:
+        for _, writer in opened:
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()

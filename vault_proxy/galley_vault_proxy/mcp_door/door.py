@@ -179,6 +179,9 @@ class McpDoor:
             logger.exception("the MCP door failed")
             trace.deny("internal_error")
             answer = refusal(500, "the vault proxy failed; its log says why", code=INTERNAL_ERROR)
+        if reply.status is not None:
+            await reply.end()
+            return None
         return answer
 
     async def _serve(
