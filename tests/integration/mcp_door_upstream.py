@@ -73,6 +73,8 @@ class Upstream:
         if "id" not in message or "method" not in message:
             return Response(status_code=202)
         modern = got.headers.get("mcp-protocol-version") == "2026-07-28"
+        complete: dict[str, Any] = {"resultType": "complete"} if modern else {}
+        cached = {**complete, "ttlMs": 0, "cacheScope": "private"} if modern else {}
         match got.method:
             case "initialize":
                 result: dict[str, Any] = {
@@ -84,14 +86,14 @@ class Upstream:
             case "server/discover":
                 if not modern:
                     return reply(message, error={"code": -32601, "message": "Method not found"})
-                return reply(message, {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}})
+                return reply(message, {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}, **cached})
             case "tools/list":
-                return reply(message, {"tools": self.tools})
+                return reply(message, {"tools": self.tools, **cached})
             case "tools/call":
                 arguments = message["params"].get("arguments", {})
-                return reply(message, {"content": [{"type": "text", "text": str(arguments.get("text"))}]})
+                return reply(message, {"content": [{"type": "text", "text": str(arguments.get("text"))}], **complete})
             case _:
-                return reply(message, {})
+                return reply(message, complete)
 
 
 def reply(
