@@ -78,7 +78,7 @@ class Upstream:
         match got.method:
             case "initialize":
                 result: dict[str, Any] = {
-                    "protocolVersion": "2025-11-25",
+                    "protocolVersion": message["params"].get("protocolVersion", "2025-11-25"),
                     "capabilities": {"tools": {}},
                     "serverInfo": {"name": "scripted", "version": "1"},
                 }
