@@ -46,6 +46,15 @@ async def test_a_message_reaches_the_server_as_it_was_sent(tmp_path: Path, moder
     assert up.calls()[0].body == raw
 
 
+async def test_what_a_client_tells_of_itself_stays_with_the_door(tmp_path: Path) -> None:
+    meta = {"x-codex-turn-metadata": {"session_id": "private"}, "progressToken": 5, "example.com/kept": 1}
+    async with scripted() as up, open_door(tmp_path) as door, through(door, up) as client:
+        params = {"name": "echo", "arguments": {"text": "x"}, "_meta": meta}
+        await client.send(client.message("tools/call", params))
+
+    assert up.calls()[0].message["params"]["_meta"] == {"progressToken": 5, "example.com/kept": 1}
+
+
 async def test_the_credential_goes_in_and_nothing_of_the_clients_own(tmp_path: Path) -> None:
     async with scripted() as up, open_door(tmp_path) as door:
         door.credentials.tokens[up.url] = CANARY

@@ -28,7 +28,7 @@ from galley_vault_proxy.mcp_door.bridge import Bridge
 from galley_vault_proxy.mcp_door.catalogue import Catalogue
 from galley_vault_proxy.mcp_door.failure import ServerFailed, ServerStatus
 from galley_vault_proxy.mcp_door.headers import RawHeaders, check_routing, single
-from galley_vault_proxy.mcp_door.jsonrpc import Refusal, RpcMessage, read_message
+from galley_vault_proxy.mcp_door.jsonrpc import Refusal, RpcMessage, dump, read_message
 from galley_vault_proxy.mcp_door.judge import judge
 from galley_vault_proxy.mcp_door.keys import Keys
 from galley_vault_proxy.mcp_door.limits import Limits
@@ -45,6 +45,8 @@ from galley_vault_proxy.policy import Deny, ServerAccess, decide
 from galley_vault_proxy.telemetry import span
 
 _EVENT_ID: Final = b"galley-event-id"
+# What a client tells of itself (its session, its sandbox) that is no server's business.
+_OF_THE_CLIENT: Final = frozenset({"x-codex-turn-metadata"})
 _CATALOGUES: Final = 4096
 _LOOK_S: Final = 0.02
 
@@ -341,7 +343,13 @@ class McpDoor:
         if kind != "application/json":
             raise _HttpRefusal(415, "Content-Type must be application/json")
         body = await _body(receive, self._limits)
-        return visit.with_message(body, read_message(body))
+        message = read_message(body)
+        private = _OF_THE_CLIENT.intersection(message.meta)
+        if private:
+            meta = {key: value for key, value in message.meta.items() if key not in private}
+            body = dump({**message.value, "params": {**message.params, "_meta": meta}})
+            message = read_message(body)
+        return visit.with_message(body, message)
 
     def _with_session(self, visit: Visit) -> Visit:
         sealed = visit.given.get(SESSION)
